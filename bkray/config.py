@@ -1,0 +1,202 @@
+"""The configuration of one trial: frozen, strict, typed, and the same on every carrier.
+
+A config is built from *overrides*, a flat mapping from config paths to values
+(``{"model.d_model": 128}``). A knob of the model that does nothing in the model at hand is ``None``,
+and setting it is an error, so two equal configs always mean the same trial.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(_Section):
+    """Which language model. Slots: ``mixer``, ``depth``, ``position``, experts; or ``build``.
+
+    ``None`` means that the knob does nothing here; ``_acting_knobs`` says which knobs act, and
+    their defaults.
+    """
+
+    build: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
+    """Dotted path of the user's own model, ``package.module:function``; ``options`` are its knobs."""
+    options: dict[str, bool | int | float | str] | None = None
+    n_seq: int = Field(128, ge=2)
+    """Training context, in tokens."""
+    mixer: Literal["bk", "attention", "linear_recurrence"] | None = None
+    depth: Literal["dense", "act"] | None = None
+    position: Literal["none", "learned", "rope"] | None = None
+    d_model: int | None = Field(None, ge=2)
+    n_layers: int | None = Field(None, ge=1)
+    n_heads: int | None = Field(None, ge=1)
+    n_values: int | None = Field(None, ge=1)
+    """Value channels per head of the resolvent."""
+    d_hidden: int | None = Field(None, ge=1)
+    """Hidden width of the feed-forward part, per expert."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    n_experts: int | None = Field(None, ge=1)
+    top_k: int | None = Field(None, ge=1)
+    balance_weight: float | None = Field(None, ge=0)
+    act_threshold: float | None = Field(None, gt=0, le=1)
+    act_lambda: float | None = Field(None, ge=0)
+    halt_lr_factor: float | None = Field(None, gt=0)
+    """Learning rate of the halting units, as a multiple of ``optimizer.lr``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        acting = _acting_knobs(given)
+        idle = [
+            name
+            for name in cls.model_fields
+            if name not in acting and given.get(name) is not None and name != "n_seq"
+        ]
+        if idle:
+            raise ValueError(f"model.{idle[0]}={given[idle[0]]} {_why_idle(idle[0], given)}")
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return {**acting, **chosen}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.top_k is not None and self.n_experts is not None and self.top_k > self.n_experts:
+            raise ValueError(
+                f"model.top_k must be between 1 and model.n_experts={self.n_experts}, "
+                f"got {self.top_k}: raise n_experts or lower top_k"
+            )
+        if self.mixer == "attention" and (self.d_model or 0) % (2 * (self.n_heads or 1)):
+            raise ValueError(
+                f"model.d_model must be a multiple of 2 * model.n_heads for attention, "
+                f"got d_model={self.d_model} with n_heads={self.n_heads}"
+            )
+        if self.position == "rope" and self.mixer != "attention":
+            raise ValueError(
+                f"model.position=rope does nothing in a model with mixer={self.mixer}: "
+                "use none or learned"
+            )
+        return self
+
+
+def _acting_knobs(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the knobs that act in the chosen model, with their defaults."""
+    if given.get("build") is not None:
+        return {"build": None, "options": {}}
+    mixer = given.get("mixer") or "bk"
+    knobs: dict[str, Any] = {
+        "mixer": mixer,
+        "depth": "dense",
+        "position": "rope" if mixer == "attention" else "none",
+        "d_model": 64,
+        "n_layers": 4,
+        "d_hidden": 4 * _whole(given.get("d_model"), 64),
+        "dropout": 0.0,
+        "n_experts": 1,
+    }
+    if mixer == "bk":
+        knobs |= {"n_heads": 16, "n_values": 4}
+    elif mixer == "attention":
+        knobs |= {"n_heads": 4}
+    if _whole(given.get("n_experts"), 1) > 1:
+        knobs |= {"top_k": 1, "balance_weight": 0.01}
+    if given.get("depth") == "act":
+        knobs |= {"act_threshold": 0.99, "act_lambda": 0.01, "halt_lr_factor": 1.0}
+    return knobs
+
+
+def _whole(value: Any, default: int) -> int:
+    try:
+        return default if value is None else int(value)
+    except (TypeError, ValueError):
+        return default  # the field's own check says what is wrong with it
+
+
+def _why_idle(name: str, given: Mapping[str, Any]) -> str:
+    if given.get("build") is not None:
+        return f"does nothing in the model of build={given['build']}: give it as model.options.*"
+    if name in ("act_threshold", "act_lambda", "halt_lr_factor"):
+        return (
+            f"does nothing with model.depth={given.get('depth') or 'dense'}: set model.depth=act"
+        )
+    if name in ("top_k", "balance_weight"):
+        return "does nothing with one expert: allowed up to n_experts=1; set model.n_experts"
+    if name == "options":
+        return "does nothing without model.build"
+    return f"does nothing in a model with mixer={given.get('mixer') or 'bk'}"
+
+
+class DataConfig(_Section):
+    """Which text, and how it becomes tokens."""
+
+    corpus: str = "stdlib"
+    """``stdlib`` (Python's own library), or the path of a text file, a folder, a WikiText folder."""
+    tokenizer: Literal["bytes", "words"] = "bytes"
+    vocab_size: int | None = Field(None, ge=2)
+    """Words kept by ``tokenizer=words``; the rest become ``<unk>``."""
+    max_bytes: int | None = Field(None, ge=1024)
+    """Read at most so much of the training text, for small runs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        words = given.get("tokenizer") == "words"
+        if given.get("vocab_size") is not None and not words:
+            raise ValueError("data.vocab_size does nothing with data.tokenizer=bytes: it is 256")
+        return {**({"vocab_size": 8192} if words else {}), **given}
+
+
+class OptimizerConfig(_Section):
+    """AdamW, warm-up and cosine."""
+
+    lr: float = Field(3e-3, gt=0)
+    final_lr_fraction: float = Field(0.1, ge=0, le=1)
+    warmup_steps: int = Field(40, ge=0)
+    weight_decay: float = Field(0.1, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    clip_norm: float = Field(0.5, gt=0)
+
+
+class TrainConfig(_Section):
+    """How long, in which portions, and how often to look."""
+
+    steps: int = Field(400, ge=1)
+    batch_size: int = Field(16, ge=1)
+    """Sequences per optimizer step, over all accumulation rounds."""
+    accumulation: int = Field(1, ge=1)
+    eval_every: int = Field(100, ge=1)
+    eval_windows: int = Field(64, ge=1)
+    """Validation windows of ``model.n_seq`` tokens, the same ones for every trial."""
+    checkpoint_every: int = Field(100, ge=1)
+    precision: Literal["float32", "float64", "bf16"] = "float32"
+    """``bf16`` is autocast and needs a GPU; the scan stays in float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"train.batch_size={self.batch_size} must be a multiple of "
+                f"train.accumulation={self.accumulation}"
+            )
+        return self
+
+
+class TrialConfig(_Section):
+    """Everything that decides the numbers of one trial."""
+
+    model: ModelConfig = Field(default_factory=lambda: ModelConfig())
+    data: DataConfig = Field(default_factory=lambda: DataConfig())
+    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig())
+    train: TrainConfig = Field(default_factory=lambda: TrainConfig())
+    seed: int = Field(0, ge=0)
+    threads: int = Field(1, ge=1)
+    """CPU threads of one trial: torch, numba and OpenMP alike."""
+    arm: str = ""
+    """Label of a rival within a sweep, such as ``dense-2``; empty for searched trials."""

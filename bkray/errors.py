@@ -1,0 +1,28 @@
+"""Exceptions of bkray, one tree.
+
+BkrayError
+├── ConfigError       a field has a value that is not allowed (also a ValueError)
+├── DataError         a corpus is missing, empty, too small or not text (also a ValueError)
+├── TrackingError     the tracking server that was asked for does not answer
+└── ResumeError       a folder does not hold what is needed to go on
+"""
+
+
+class BkrayError(Exception):
+    """Anything the user can mend; the command line prints it as one message, without traceback."""
+
+
+class ConfigError(BkrayError, ValueError):
+    """Say which field, which value, what is allowed and what to do."""
+
+
+class DataError(BkrayError, ValueError):
+    """Say which corpus, what is wrong with it and what to do."""
+
+
+class TrackingError(BkrayError):
+    """Say which server did not answer and what to do."""
+
+
+class ResumeError(BkrayError):
+    """Say which folder cannot be continued, and why."""

@@ -1,0 +1,142 @@
+"""What a trial says while it runs: values, made by ``trial.run``, read by sinks, tuner and reports.
+
+Each event turns into rows keyed by (kind, step, split, name); with trial id and attempt in front they
+are the rows of the Parquet files and the metrics of MLflow, so names follow the MLflow conventions:
+``train/ val/ best/ final/ stability/ act/ moe/ speed/ system/``.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+OUTCOMES = ("ok", "pruned", "diverged", "oom", "failed", "interrupted")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialStarted:
+    """First event of every attempt. ``config`` is flat: config path to resolved value."""
+
+    trial_id: str
+    sweep: str
+    arm: str
+    seed: int
+    attempt: int
+    config: Mapping[str, Any]
+    n_params: int
+    causal: bool
+    data_hash: str
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepsDone:
+    """At most 16 optimizer steps, copied from the device at once; the last of them is ``step``.
+
+    ``loss_nats`` (cross-entropy per token) and ``grad_norm`` (before clipping) hold one number per
+    step. ``tokens`` counts from the first step of the trial, ``window_seconds`` is this window alone.
+    ``metrics`` are means over the window, under their full names.
+    """
+
+    step: int
+    tokens: int
+    loss_nats: tuple[float, ...]
+    grad_norm: tuple[float, ...]
+    lr: float
+    window_seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalDone:
+    """Loss in nats per token on the fixed windows of ``split`` (``val`` or ``test``)."""
+
+    step: int
+    tokens: int
+    split: str
+    loss_nats: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a clock saw in evaluation mode, under full names such as ``speed/tokens_per_second``."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPeak:
+    """Most memory held so far: resident set on a CPU, allocated on a GPU."""
+
+    step: int
+    peak_mib: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spiked:
+    """The loss of ``step`` is ``ratio`` times the one before, more than twice."""
+
+    step: int
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialEnded:
+    """Last event of an attempt. ``summary`` holds the trial's columns of ``trials.parquet``."""
+
+    step: int
+    outcome: str
+    reason: str
+    summary: Mapping[str, Any]
+
+
+Event = TrialStarted | StepsDone | EvalDone | Measured | MemoryPeak | Spiked | TrialEnded
+
+
+class Row(NamedTuple):
+    """One number of one event."""
+
+    kind: str
+    step: int
+    split: str
+    name: str
+    value: float
+
+
+def rows(event: Event) -> Iterator[Row]:
+    """Yield the numbers of an event; ``TrialStarted`` has none."""
+    match event:
+        case StepsDone():
+            first = event.step - len(event.loss_nats) + 1
+            for i, (loss, norm) in enumerate(zip(event.loss_nats, event.grad_norm, strict=True)):
+                yield Row("steps", first + i, "train", "train/loss_nats", loss)
+                yield Row("steps", first + i, "train", "train/grad_norm", norm)
+            numbers = {
+                "train/lr": event.lr,
+                "train/tokens": float(event.tokens),
+                "train/window_seconds": event.window_seconds,
+                **event.metrics,
+            }
+            yield from (Row("steps", event.step, "train", k, v) for k, v in numbers.items())
+        case EvalDone():
+            numbers = {f"{event.split}/loss_nats": event.loss_nats, **event.metrics}
+            yield from (Row("eval", event.step, event.split, k, v) for k, v in numbers.items())
+        case Measured():
+            yield from (Row("measured", event.step, "", k, v) for k, v in event.metrics.items())
+        case MemoryPeak():
+            yield Row("memory", event.step, "", "system/peak_memory_mib", event.peak_mib)
+        case Spiked():
+            yield Row("spike", event.step, "train", "stability/spike_ratio", event.ratio)
+        case TrialEnded():
+            for name, value in event.summary.items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    yield Row("end", event.step, "", metric_name(name), float(value))
+        case TrialStarted():
+            return
+
+
+def metric_name(column: str) -> str:
+    """Return the metric of a summary column: ``best_val_ppl`` is ``best/val_ppl``, ``steps`` ``final/steps``."""
+    group, _, rest = column.partition("_")
+    return f"{group}/{rest}" if group in ("best", "final") else f"final/{column}"

@@ -1,0 +1,153 @@
+"""Overrides: flat mappings from config paths to values, the same words everywhere.
+
+Command line, sweep files, search spaces, Parquet and MLflow all speak of ``model.act_lambda``. A last
+part that is unique may stand alone: ``act_lambda``.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from bkray.config import TrialConfig
+from bkray.errors import ConfigError
+
+Overrides = Mapping[str, Any]
+
+_OPTIONS = "model.options."
+
+
+def build(overrides: Overrides) -> TrialConfig:
+    """Return the resolved config.
+
+    Raises:
+        ConfigError: an unknown path (the nearest ones are named), a value that is not allowed, or a
+            knob that does nothing in the chosen model.
+    """
+    nested: dict[str, Any] = {}
+    for name, value in overrides.items():
+        *sections, last = full_path(name).split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    try:
+        return TrialConfig.model_validate(nested)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def flatten(config: TrialConfig) -> dict[str, Any]:
+    """Return config path to value for every knob that acts; ``build`` of it gives the config back."""
+    return dict(_leaves(config.model_dump(exclude_none=True), ""))
+
+
+def trial_id(config: TrialConfig, data_hash: str, version: str) -> str:
+    """Return 12 hex digits: equal trials on equal data by an equal package have an equal id."""
+    words = json.dumps([flatten(config), data_hash, version], sort_keys=True)
+    return hashlib.sha256(words.encode()).hexdigest()[:12]
+
+
+def parse(words: Iterable[str]) -> dict[str, Any]:
+    """Return overrides from ``path=value`` words; values read as JSON where they can, else as text."""
+    overrides: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals:
+            raise ConfigError(f"an override is written path=value, got {word!r}")
+        overrides[full_path(name.strip())] = _value(text.strip())
+    return overrides
+
+
+def full_path(name: str) -> str:
+    """Return the config path that ``name`` means: itself, or the one path that ends with it.
+
+    Raises:
+        ConfigError: no path or several paths are meant.
+    """
+    if name == "model":  # model=package.module:build
+        return "model.build"
+    known = config_paths()
+    if name in known or name.startswith(_OPTIONS):
+        return name
+    ends = [path for path in known if path.endswith("." + name)]
+    if len(ends) == 1:
+        return ends[0]
+    if ends:
+        raise ConfigError(f"config path {name!r} could mean any of: {', '.join(ends)}")
+    lasts = {path.rpartition(".")[2]: path for path in known}
+    near = difflib.get_close_matches(name, known, n=3) or [
+        lasts[last] for last in difflib.get_close_matches(name.rpartition(".")[2], lasts, n=3)
+    ]
+    advice = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"
+    raise ConfigError(f"unknown config path {name!r}: {advice}")
+
+
+def config_paths() -> list[str]:
+    """Return every config path."""
+    return list(_fields(TrialConfig, ""))
+
+
+def _fields(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _fields(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False, "None": None}.get(text, text)
+
+
+def _explain(error: ValidationError) -> str:
+    """Return one line for the first fault: field, allowed range, value."""
+    fault = error.errors()[0]
+    if fault["type"] == "value_error":
+        return str(fault["ctx"]["error"])
+    path = ".".join(str(part) for part in fault["loc"])
+    said = fault["msg"][0].lower() + fault["msg"][1:]
+    return f"{path}: {said}{_allowed(path)}, got {fault['input']!r}"
+
+
+def _allowed(path: str) -> str:
+    """Return the whole range of a numeric field, as `` (allowed: 0 < act_threshold <= 1)``."""
+    section: Any = TrialConfig
+    *sections, last = path.split(".")
+    for name in sections:
+        section = section.model_fields[name].annotation
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            return ""
+    if last not in section.model_fields:
+        return ""
+    bounds = {type(m).__name__.lower(): m for m in section.model_fields[last].metadata}
+    low = (
+        f"{bounds['gt'].gt} < "
+        if "gt" in bounds
+        else f"{bounds['ge'].ge} <= "
+        if "ge" in bounds
+        else ""
+    )
+    high = (
+        f" < {bounds['lt'].lt}"
+        if "lt" in bounds
+        else f" <= {bounds['le'].le}"
+        if "le" in bounds
+        else ""
+    )
+    return f" (allowed: {low}{last}{high})" if low or high else ""

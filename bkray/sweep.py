@@ -1,0 +1,75 @@
+"""A sweep as a value: what is held fixed, what is searched, against which rivals, how far."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from bkray.overrides import Overrides
+
+
+class Trial(Protocol):
+    """What a search space may ask of the trial at hand; names are config paths."""
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float: ...
+
+    def suggest_int(
+        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
+    ) -> int: ...
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+
+
+Space = Callable[[Trial], Overrides]
+"""Asks the trial and returns the further overrides that follow from the answers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """A rival that every sweep trains beside its searched trials."""
+
+    name: str
+    overrides: Overrides
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """A column of ``trials.parquet`` and which way is better."""
+
+    column: str
+    direction: Literal["minimize", "maximize"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """How far a sweep goes. ``overrides`` lie over those of the sweep; ``trials`` counts searched ones."""
+
+    trials: int
+    overrides: Overrides = field(default_factory=dict)
+    sampler: str | None = None
+
+
+def no_rivals(base: Overrides) -> Sequence[Arm]:
+    """Return no rival."""
+    return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """``bkray sweep`` runs one of these by name, or the ``SWEEP`` of a user's file.
+
+    ``grid`` is the space that ``--sampler grid`` walks, where it differs from ``space``. ``first`` are
+    points tried before the sampler is asked. ``rivals`` gets the base overrides and returns the arms.
+    """
+
+    name: str
+    space: Space
+    objectives: tuple[Objective, ...]
+    presets: Mapping[str, Preset]
+    base: Overrides = field(default_factory=dict)
+    grid: Space | None = None
+    first: tuple[Overrides, ...] = ()
+    rivals: Callable[[Overrides], Sequence[Arm]] = no_rivals
+    sampler: str = "tpe"
+    overview: str = ""
