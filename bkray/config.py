@@ -177,6 +177,8 @@ class TrainConfig(_Section):
     precision: Literal["float32", "float64", "bf16"] = "float32"
     """``bf16`` is autocast and needs a GPU; the scan stays in float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    speed_reference_layers: int | None = Field(None, ge=1)
+    """Depth of the dense model that speedups are relative to; default: the trial's own depth."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

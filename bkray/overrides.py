@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from bkray.config import TrialConfig
+from bkray.config import ModelConfig, TrialConfig, _acting_knobs
 from bkray.errors import ConfigError
 
 Overrides = Mapping[str, Any]
@@ -84,6 +84,20 @@ def full_path(name: str) -> str:
     ]
     advice = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"
     raise ConfigError(f"unknown config path {name!r}: {advice}")
+
+
+def acting(overrides: Overrides) -> dict[str, Any]:
+    """Return the overrides without those ``model.*`` knobs that do nothing in their model.
+
+    A rival with another model takes a sweep's overrides this way: ``model.act_lambda`` is left out
+    for a dense one. Names are full config paths.
+    """
+    model = {name.removeprefix("model."): value for name, value in overrides.items()}
+    acts = _acting_knobs(model)
+    idle = {f"model.{name}" for name in ModelConfig.model_fields if name not in acts} - {
+        "model.n_seq"
+    }
+    return {name: value for name, value in overrides.items() if name not in idle}
 
 
 def config_paths() -> list[str]:

@@ -1,0 +1,39 @@
+# Needs Python 3.11+ and make, nothing else. Each target sets the project up first when needed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SWEEP ?= act
+PRESET ?= small
+
+.PHONY: setup sweep test check bench help
+
+help:
+	@echo "make setup   create $(VENV) and install the pinned packages"
+	@echo "make sweep   run the ACT sweep (PRESET=smoke|small|full)"
+	@echo "make test    run every test"
+	@echo "make check   format, lint, types, floors"
+	@echo "make bench   speed of the scan, of ACT, and the quality of the mixers"
+
+setup: $(READY)
+
+# torch comes first and by plain pip, so that the build at hand is taken.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT=$(abspath constraints.txt) $(BIN)/pip install --quiet --disable-pip-version-check torch
+	PIP_CONSTRAINT=$(abspath constraints.txt) $(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $(READY)
+
+sweep: setup
+	$(BIN)/bkray sweep $(SWEEP) --preset $(PRESET)
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	PATH="$(abspath $(BIN)):$$PATH" scripts/check
+
+bench: setup
+	$(BIN)/python -m benchmarks.scan
+	$(BIN)/python -m benchmarks.act
+	$(BIN)/python -m benchmarks.quality

@@ -1,0 +1,90 @@
+"""What a sweep proposes, and under which words: the sweep with everything chosen that decides it."""
+
+import json
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from bkray.cluster.grid import swept_paths, walk
+from bkray.cluster.knobs import paths_of
+from bkray.cluster.samplers import check_sampler
+from bkray.config import TrialConfig
+from bkray.errors import ConfigError
+from bkray.overrides import Overrides, acting, build
+from bkray.sweep import Preset, Space, Sweep
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """One trial to run. ``overrides`` build ``config``; ``arm`` is empty for searched trials."""
+
+    number: int
+    arm: str
+    overrides: dict[str, Any]
+    config: TrialConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """A sweep with everything chosen that decides what it proposes.
+
+    ``overrides`` are the user's: they win over the sweep, its preset and its space, and a knob
+    among them is not searched. ``n_trials`` counts searched trials; ``None`` walks the whole grid.
+    """
+
+    sweep: Sweep
+    preset: Preset
+    overrides: Overrides
+    sampler: str
+    seed: int
+    n_trials: int | None
+
+    def __post_init__(self) -> None:
+        check_sampler(self.sampler)
+        if self.n_trials is not None and self.n_trials < 0:
+            raise ConfigError(f"trials must be 0 or more, got {self.n_trials}")
+        if self.n_trials is None and self.sampler != "grid":
+            raise ConfigError(f"sampler={self.sampler} has no end: say how many trials")
+
+    @property
+    def pinned(self) -> dict[str, Any]:
+        """The user's overrides under their config paths."""
+        return paths_of(self.overrides)
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """Sweep, preset and user, the later ones winning."""
+        return paths_of(self.sweep.base) | paths_of(self.preset.overrides) | self.pinned
+
+    def rivals(self) -> list[Proposal]:
+        """Return the arms. An override for a knob that an arm's model lacks is left out there."""
+        base = self.base
+        arms = self.sweep.rivals(base)
+        return [
+            propose(number, acting(base | paths_of(arm.overrides)), arm=arm.name)
+            for number, arm in enumerate(arms)
+        ]
+
+    def points(self) -> list[dict[str, Any]]:
+        """Return what is tried before the sampler is asked, without repetitions."""
+        firsts = [paths_of(point) for point in self.sweep.first]
+        found = [{k: v for k, v in point.items() if k not in self.pinned} for point in firsts]
+        if self.sampler == "grid":
+            found += islice(walk(self.space, self.pinned), self.n_trials)
+        unique = {json.dumps(point, sort_keys=True): point for point in found}
+        return list(unique.values())[: self.n_trials]
+
+    @property
+    def space(self) -> Space:
+        """The grid where one is walked and the sweep has its own, else the space."""
+        walked = self.sweep.grid if self.sampler == "grid" else None
+        return walked or self.sweep.space
+
+    def swept(self) -> list[str]:
+        """Return the config paths that are searched."""
+        return swept_paths(self.space, self.pinned)
+
+
+def propose(number: int, overrides: Overrides, *, arm: str = "") -> Proposal:
+    full = {**overrides, "arm": arm} if arm else dict(overrides)
+    return Proposal(number=number, arm=arm, overrides=full, config=build(full))

@@ -1,0 +1,50 @@
+"""The BK mixer: the causal resolvent of a tridiagonal operator, read at every site.
+
+Letters: B batch, N sites, D width, H heads, K value channels per head, F = 2 (1 + K) features.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu, softplus
+
+from bkray.ops.tridiagonal import causal_resolvent
+
+V_MAX = 3.0
+"""Largest potential. Smooth and bounded, so the energies stay near the band that ``E`` is spread over."""
+
+BAND = (-3.5, -0.5)
+"""Where ``E`` starts: inside the band of ``h = -2 + v``; at its edge memory fades within 10 tokens."""
+
+RAW_ETA = (-4.0, 0.55)
+"""``eta = softplus`` of these, from head to head: decay lengths from a hundred tokens to one."""
+
+
+class BKMixer(nn.Module):
+    """Mix by ``y = (H - z)^-1 x`` of the sites seen so far, one ``z = E + i eta`` per head.
+
+    The features ``Re g, Im g, Re y, Im y`` are gated by the token and projected back to the width.
+    ``E`` and ``eta`` are learned; ``eta > 0`` by softplus, which is what bounds ``|g|`` by ``1/eta``.
+    """
+
+    causal = True
+
+    def __init__(self, d_model: int, n_heads: int, n_values: int) -> None:
+        super().__init__()
+        self.n_heads, self.n_values = n_heads, n_values
+        n_features = 2 * (1 + n_values) * n_heads
+        self.potential = nn.Linear(d_model, n_heads)
+        self.values = nn.Linear(d_model, n_values * n_heads, bias=False)
+        self.gate = nn.Linear(d_model, n_features)
+        self.out = nn.Linear(n_features, d_model, bias=False)
+        spread = torch.linspace(*BAND, n_heads) if n_heads > 1 else torch.tensor([sum(BAND) / 2])
+        self.energy = nn.Parameter(spread[torch.randperm(n_heads)])
+        self.raw_eta = nn.Parameter(torch.linspace(*RAW_ETA, n_heads))
+
+    def forward(self, hidden_BND: Tensor, position_BN: Tensor) -> Tensor:
+        u_BNH = self.potential(hidden_BND)
+        h_BNH = V_MAX * torch.tanh(u_BNH / V_MAX) - 2.0
+        x_BNKH = self.values(hidden_BND).unflatten(-1, (self.n_values, self.n_heads))
+        features_BNFH = causal_resolvent(h_BNH, x_BNKH, self.energy, softplus(self.raw_eta))
+        gated = features_BNFH.flatten(-2).to(hidden_BND.dtype) * silu(self.gate(hidden_BND))
+        mixed: Tensor = self.out(gated)
+        return mixed

@@ -1,0 +1,94 @@
+"""From config to model: the only registry."""
+
+import importlib
+
+from torch import nn
+
+from bkray.config import ModelConfig, TrialConfig
+from bkray.errors import ConfigError
+from bkray.nn.attention import AttentionMixer
+from bkray.nn.bk import BKMixer
+from bkray.nn.block import Block
+from bkray.nn.depth import ActDepth, DenseDepth
+from bkray.nn.linear_recurrence import LinearRecurrenceMixer
+from bkray.nn.lm import DepthPolicy, LanguageModel
+from bkray.nn.mixer import Mixer
+from bkray.nn.moe import Experts, FeedForward
+from bkray.nn.own_model import check_own_model
+
+
+def build(config: TrialConfig, vocab_size: int) -> nn.Module:
+    """Return the model of a config, freshly initialised from torch's global generator.
+
+    Raises:
+        ConfigError: the user's own model cannot be imported or breaks the contract.
+    """
+    if config.model.build is None:
+        return language_model(config.model, vocab_size)
+    model = own_builder(config.model.build)(config, vocab_size)
+    check_own_model(model, vocab_size, config.model.n_seq, name=config.model.build)
+    return model  # type: ignore[no-any-return]  # checked by its contract
+
+
+def language_model(model: ModelConfig, vocab_size: int) -> LanguageModel:
+    """Return the built-in language model with the slots filled as ``model`` says."""
+    assert model.d_model is not None and model.n_layers is not None
+    blocks = [
+        Block(model.d_model, mixer(model), feed_forward(model), model.dropout or 0.0)
+        for _ in range(model.n_layers)
+    ]
+    return LanguageModel(
+        vocab_size=vocab_size,
+        d_model=model.d_model,
+        blocks=blocks,
+        depth=depth_policy(model),
+        n_positions=model.n_seq if model.position == "learned" else None,
+    )
+
+
+def mixer(model: ModelConfig) -> Mixer:
+    """Return one layer's token mixer."""
+    assert model.d_model is not None
+    match model.mixer:
+        case "bk":
+            assert model.n_heads is not None and model.n_values is not None
+            return BKMixer(model.d_model, model.n_heads, model.n_values)
+        case "attention":
+            assert model.n_heads is not None
+            return AttentionMixer(model.d_model, model.n_heads, rope=model.position == "rope")
+        case _:
+            return LinearRecurrenceMixer(model.d_model)
+
+
+def feed_forward(model: ModelConfig) -> FeedForward | Experts:
+    """Return one layer's feed-forward part."""
+    assert model.d_model is not None and model.d_hidden is not None
+    if model.n_experts is None or model.n_experts == 1:
+        return FeedForward(model.d_model, model.d_hidden)
+    assert model.top_k is not None
+    return Experts(model.d_model, model.d_hidden, model.n_experts, model.top_k)
+
+
+def depth_policy(model: ModelConfig) -> DepthPolicy:
+    """Return how many layers a token runs through."""
+    if model.depth == "dense":
+        return DenseDepth()
+    assert model.d_model is not None and model.n_layers is not None
+    assert model.act_threshold is not None
+    return ActDepth(model.d_model, model.n_layers, model.act_threshold)
+
+
+def own_builder(path: str):  # type: ignore[no-untyped-def]  # whatever the user's module holds
+    """Return the function that a dotted path ``package.module:function`` names."""
+    module_name, _, function = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), function)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise  # the module is there; something it imports is not
+        raise ConfigError(
+            f"model.build={path}: no module {error.name!r} on the import path; "
+            "run bkray from the folder that holds it, or install it"
+        ) from None
+    except AttributeError:
+        raise ConfigError(f"model.build={path}: {module_name} has no {function!r}") from None

@@ -1,0 +1,29 @@
+"""A gated linear recurrence, the second rival. Letters as in ``mixer``."""
+
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from bkray.ops.linear_recurrence import doubling
+
+
+class LinearRecurrenceMixer(nn.Module):
+    """Mix by ``y_t = a_t y_{t-1} + (1 - a_t) x_t`` per channel, the gate ``a`` chosen by the token.
+
+    Gates start between 0.5 and 0.99, so that channels forget over 2 to 100 tokens.
+    """
+
+    causal = True
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.forget = nn.Linear(d_model, d_model)
+        self.values = nn.Linear(d_model, d_model, bias=False)
+        self.gate = nn.Linear(d_model, d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+        nn.init.uniform_(self.forget.bias, 0.0, 4.6)
+
+    def forward(self, hidden_BND: Tensor, position_BN: Tensor) -> Tensor:
+        a_BND = self.forget(hidden_BND).sigmoid()
+        y_BND = doubling(a_BND, (1 - a_BND) * self.values(hidden_BND))
+        mixed: Tensor = self.out(y_BND * silu(self.gate(hidden_BND)))
+        return mixed

@@ -1,0 +1,160 @@
+"""The causal resolvent of a tridiagonal Hamiltonian: reference, autograd and choice of form.
+
+Shapes: B rows, N sites (tokens), K value channels, H heads (innermost, so that loops vectorise),
+F = 2 (1 + K) feature planes in the order Re g, Im g, Re y_1..y_K, Im y_1..y_K.
+"""
+
+import importlib
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from bkray.errors import ConfigError
+
+FORMS = {
+    "reference": None,  # plain autograd through the loop below
+    "cpu": "bkray.ops.tridiagonal_cpu",
+    "torch": "bkray.ops.tridiagonal_torch",
+}
+"""Module of each form; a fast one offers ``forward`` and ``backward``, imported at first use."""
+
+
+def causal_resolvent(
+    h_BNH: Tensor,
+    x_BNKH: Tensor,
+    energy_H: Tensor,
+    eta_H: Tensor,
+    state_BFH: Tensor | None = None,
+    *,
+    form: str = "auto",
+) -> Tensor:
+    """Return the left Green's function and the resolvent applied to values, site by site.
+
+    ``g_t = 1 / (h_t - z - g_{t-1})`` and ``y_t = g_t (x_t - y_{t-1})`` with ``z = energy + i eta``:
+    the last diagonal entry, and the last entry on the values, of ``(H_t - z)^-1`` for the chain of
+    sites ``0..t`` with couplings 1. Site ``t`` depends on sites ``0..t`` alone. A NaN at a site is
+    a NaN in all features of its head from that site on. The scan runs in float64 when an input is
+    float64, else in float32, also under autocast. Differentiable once, in all five inputs.
+
+    Args:
+        h_BNH: (B, N, H), on-site energies.
+        x_BNKH: (B, N, K, H), values; K may be 0.
+        energy_H: (H,), real part of ``z``.
+        eta_H: (H,), imaginary part of ``z``, above 0 (not checked: that would wait for a GPU).
+        state_BFH: (B, F, H), the features of the site before, ``features[:, -1]`` of the chunk
+            before; None at the start of a sequence.
+        form: a key of ``FORMS``, or "auto": "cpu" for tensors there, "torch" elsewhere.
+
+    Returns:
+        (B, N, F, H). ``|g| <= 1 / eta``, ``Im g > 0``, ``|y_t| <= ||x_{0..t}||_2 / eta`` from an
+        empty state.
+
+    Raises:
+        ConfigError: shapes do not fit, or the form is unknown.
+
+    Source: forward sweep of the Thomas algorithm; gradients in docs/math.md.
+    """
+    _require_shapes(h_BNH, x_BNKH, energy_H, eta_H, state_BFH)
+    inputs = [h_BNH, x_BNKH, energy_H, eta_H]
+    if state_BFH is None:
+        state_BFH = h_BNH.new_zeros(h_BNH.shape[0], 2 * (1 + x_BNKH.shape[2]), h_BNH.shape[2])
+    else:
+        inputs.append(state_BFH)
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in inputs) else torch.float32
+    raised = [t.to(dtype) for t in (h_BNH, x_BNKH, energy_H, eta_H, state_BFH)]
+    if form == "auto":
+        form = "cpu" if h_BNH.device.type == "cpu" else "torch"
+    if form not in FORMS:
+        raise ConfigError(f"form must be auto or one of {', '.join(FORMS)}, got {form!r}")
+    if form == "reference":
+        return _reference(*raised)
+    return cast(Tensor, _Resolvent.apply(FORMS[form], *raised))  # type: ignore[no-untyped-call]
+
+
+def two_sided_diagonal(
+    h_BNH: Tensor, energy_H: Tensor, eta_H: Tensor, *, form: str = "auto"
+) -> Tensor:
+    """Return the diagonal of ``(H - z)^-1`` of the whole chain. Not causal: every site sees all.
+
+    ``G_tt = 1 / (h_t - z - left_{t-1} - right_{t+1})``. For encoders only; in a language model it
+    leaks the next token.
+
+    Args:
+        h_BNH: (B, N, H), on-site energies.
+        energy_H: (H,), real part of ``z``.
+        eta_H: (H,), imaginary part of ``z``, above 0.
+        form: as in ``causal_resolvent``.
+
+    Returns:
+        (B, N, 2, H), real and imaginary part. ``|G| <= 1 / eta``.
+
+    Source: Meurant 1992, SIAM J. Matrix Anal. Appl. 13(3), 707-728.
+    """
+    values = h_BNH.new_zeros(*h_BNH.shape[:2], 0, h_BNH.shape[2])
+    left = causal_resolvent(h_BNH, values, energy_H, eta_H, form=form)
+    right = causal_resolvent(h_BNH.flip(1), values, energy_H, eta_H, form=form).flip(1)
+    before = torch.nn.functional.pad(left[:, :-1], (0, 0, 0, 0, 1, 0))
+    after = torch.nn.functional.pad(right[:, 1:], (0, 0, 0, 0, 0, 1))
+    # 1 / (a + ib) = (a - ib) / (a^2 + b^2), where b < 0: no cancellation, no small divisor
+    real = (h_BNH - energy_H) - before[:, :, 0] - after[:, :, 0]
+    imag = -eta_H - before[:, :, 1] - after[:, :, 1]
+    return torch.stack((real, -imag), 2) / (real * real + imag * imag).unsqueeze(2)
+
+
+def halo_sites(eta_min: float, dtype: torch.dtype) -> int:
+    """Return after how many sites the past is forgotten to the rounding of ``dtype``."""
+    raise NotImplementedError
+
+
+def _require_shapes(
+    h_BNH: Tensor, x_BNKH: Tensor, energy_H: Tensor, eta_H: Tensor, state_BFH: Tensor | None
+) -> None:
+    if h_BNH.dim() != 3 or h_BNH.shape[1] == 0:
+        raise ConfigError(f"h must be (B, N, H) with N at least 1, got {tuple(h_BNH.shape)}")
+    B, N, H = h_BNH.shape
+    if x_BNKH.dim() != 4 or (*x_BNKH.shape[:2], x_BNKH.shape[3]) != (B, N, H):
+        raise ConfigError(f"x must be (B={B}, N={N}, K, H={H}), got {tuple(x_BNKH.shape)}")
+    for name, value in (("energy", energy_H), ("eta", eta_H)):
+        if value.shape != (H,):
+            raise ConfigError(f"{name} must be (H={H},), got {tuple(value.shape)}")
+    F = 2 * (1 + x_BNKH.shape[2])
+    if state_BFH is not None and state_BFH.shape != (B, F, H):
+        raise ConfigError(
+            f"state must be (B={B}, 2(1+K)={F}, H={H}), got {tuple(state_BFH.shape)}"
+        )
+
+
+def _reference(
+    h_BNH: Tensor, x_BNKH: Tensor, energy_H: Tensor, eta_H: Tensor, state_BFH: Tensor
+) -> Tensor:
+    """The recurrence as written, one site after the other, in complex numbers."""
+    K = x_BNKH.shape[2]
+    z_H = torch.complex(energy_H, eta_H)
+    g_BH = torch.complex(state_BFH[:, 0], state_BFH[:, 1])
+    y_BKH = torch.complex(state_BFH[:, 2 : 2 + K], state_BFH[:, 2 + K :])
+    sites = []
+    for h_BH, x_BKH in zip(h_BNH.unbind(1), x_BNKH.unbind(1), strict=True):
+        g_BH = 1 / (h_BH - z_H - g_BH)
+        y_BKH = g_BH.unsqueeze(1) * (x_BKH - y_BKH)
+        g_B1H = g_BH.unsqueeze(1)
+        sites.append(torch.cat((g_B1H.real, g_B1H.imag, y_BKH.real, y_BKH.imag), 1))
+    return torch.stack(sites, 1)
+
+
+class _Resolvent(torch.autograd.Function):
+    """A fast form and its reverse recurrence. Saves the features alone: nothing else is needed."""
+
+    @staticmethod
+    def forward(ctx: Any, module: str, *inputs: Tensor) -> Tensor:
+        ctx.sweeps = importlib.import_module(module)
+        features_BNFH = cast(Tensor, ctx.sweeps.forward(*inputs))
+        ctx.save_for_backward(features_BNFH)
+        return features_BNFH
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_BNFH: Tensor) -> tuple[Tensor | None, ...]:
+        (features_BNFH,) = ctx.saved_tensors
+        return None, *ctx.sweeps.backward(features_BNFH, grad_BNFH)

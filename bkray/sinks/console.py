@@ -1,0 +1,178 @@
+"""What the user sees of a sweep: a live table on a terminal, one line per event elsewhere."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from bkray.events import EvalDone, Event, StepsDone, TrialEnded, TrialStarted
+from bkray.sinks.sink import Sink, trial_label
+
+_REFRESH_SECONDS = 0.25
+_LAYERS = "act/avg_layers_executed"
+_COLUMNS = ("trial", "step", "train loss", "val loss", "layers", "tokens/s", "outcome")
+
+
+@dataclass(slots=True)
+class _Line:
+    """What the table says of a trial; ``None`` where nothing is known yet."""
+
+    label: str = ""
+    step: int = 0
+    n_steps: int | None = None
+    train_loss_nats: float | None = None
+    val_loss_nats: float | None = None
+    layers: float | None = None
+    tokens_per_second: float | None = None
+    outcome: str = ""
+
+
+class ConsoleView:
+    """Shows ``total`` trials; ``swept`` are the config paths that tell them apart.
+
+    Elsewhere than on a terminal it prints when a trial starts, evaluates and ends, without control
+    characters.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        console: Console | None = None,
+        swept: Sequence[str] = (),
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console or Console()
+        self._total = total
+        self._swept = tuple(swept)
+        self._now = now
+        self._began = now()
+        self._drawn = -_REFRESH_SECONDS
+        self._lines: dict[str, _Line] = {}
+        on_terminal = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._live = Live(console=self._console, auto_refresh=False) if on_terminal else None
+
+    def trial(self, trial_id: str) -> Sink:
+        return _TrialLine(partial(self._take, trial_id), partial(self._leave, trial_id))
+
+    def close(self) -> None:
+        if self._live is not None and self._live.is_started:
+            self._live.update(self._picture(), refresh=True)
+            self._live.stop()
+
+    def _take(self, trial_id: str, event: Event) -> None:
+        line = self._lines.setdefault(trial_id, _Line(label=trial_id))
+        if isinstance(event, TrialStarted):
+            line = self._lines[trial_id] = _started(event, self._swept)
+        _note(line, event)
+        if self._live is None:
+            self._print(trial_id, line, event)
+        else:
+            self._draw(self._live)
+
+    def _leave(self, trial_id: str) -> None:
+        line = self._lines.get(trial_id)
+        if line is not None and not line.outcome:
+            line.outcome = "interrupted"
+
+    def _print(self, trial_id: str, line: _Line, event: Event) -> None:
+        match event:
+            case TrialStarted():
+                went_on = f", goes on from step {event.step}" if event.step else ""
+                what = f"trial {trial_id}, {event.n_params:,} parameters{went_on}"
+                text = f"start  {line.label}: {what}"
+            case EvalDone():
+                numbers = ", ".join(f"{name} {cell}" for name, cell in _cells(line) if cell)
+                text = f"eval   {line.label}: {numbers}"
+            case TrialEnded():
+                reason = f" ({event.reason})" if event.reason else ""
+                what = f"{event.outcome} at step {event.step}{reason}"
+                text = f"end    {line.label}: {what}; {self._summary()}"
+            case _:
+                return
+        self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    def _draw(self, live: Live) -> None:
+        if not live.is_started:
+            live.start()
+        if self._now() - self._drawn >= _REFRESH_SECONDS:
+            self._drawn = self._now()
+            live.update(self._picture(), refresh=True)
+
+    def _picture(self) -> Group:
+        table = Table(*_COLUMNS, box=None, pad_edge=False)
+        for column in table.columns[1:-1]:
+            column.justify = "right"
+        for line in self._shown():
+            table.add_row(Text(line.label), *(cell for _, cell in _cells(line)), line.outcome)
+        return Group(table, Text(self._summary()))
+
+    def _shown(self) -> list[_Line]:
+        """Return the running trials and, as far as the screen has room, the last that ended."""
+        ended = [line for line in self._lines.values() if line.outcome]
+        running = [line for line in self._lines.values() if not line.outcome]
+        room = max(0, self._console.height - 4 - len(running))
+        return (ended[-room:] if room else []) + running
+
+    def _summary(self) -> str:
+        done = sum(bool(line.outcome) for line in self._lines.values())
+        running = len(self._lines) - done
+        seconds = int(self._now() - self._began)
+        elapsed = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+        return f"{done} done, {running} running, {self._total} in all, {elapsed} elapsed"
+
+
+class _TrialLine:
+    def __init__(self, take: Callable[[Event], None], leave: Callable[[], None]) -> None:
+        self._take = take
+        self._leave = leave
+
+    def __call__(self, event: Event) -> None:
+        self._take(event)
+
+    def close(self) -> None:
+        self._leave()
+
+
+def _started(event: TrialStarted, swept: Sequence[str]) -> _Line:
+    n_steps = event.config.get("train.steps")
+    return _Line(label=trial_label(event, swept), step=event.step, n_steps=n_steps)
+
+
+def _note(line: _Line, event: Event) -> None:
+    line.step = event.step
+    match event:
+        case StepsDone():
+            line.train_loss_nats = event.loss_nats[-1]
+            line.layers = event.metrics.get(_LAYERS, line.layers)
+            if event.window_seconds > 0:
+                window_tokens = event.tokens / event.step * len(event.loss_nats)
+                line.tokens_per_second = window_tokens / event.window_seconds
+        case EvalDone():
+            line.val_loss_nats = event.loss_nats
+            line.layers = event.metrics.get(_LAYERS, line.layers)
+        case TrialEnded():
+            line.outcome = event.outcome
+        case _:
+            pass
+
+
+def _cells(line: _Line) -> list[tuple[str, str]]:
+    """Return name and text of the columns between trial and outcome."""
+    of = f"/{line.n_steps}" if line.n_steps is not None else ""
+    texts = [
+        f"{line.step}{of}",
+        _text(line.train_loss_nats, ".4f"),
+        _text(line.val_loss_nats, ".4f"),
+        _text(line.layers, ".2f"),
+        _text(line.tokens_per_second, ",.0f"),
+    ]
+    return list(zip(_COLUMNS[1:-1], texts, strict=True))
+
+
+def _text(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

@@ -1,0 +1,149 @@
+"""Finds the MLflow store: the server that ``MLFLOW_TRACKING_URI`` names, or an embedded one.
+
+mlflow is imported on first use, not with this module: it takes a second.
+"""
+
+import fcntl
+import logging
+import os
+import re
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bkray.errors import TrackingError
+
+_ANSWER_SECONDS = 15.0  # for a store that neither answers nor refuses
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    # the server's job runner is for features bkray does not use: two processes less
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tracking:
+    """A store that answered. ``artifacts`` is the place for new experiments, ``None`` the server's."""
+
+    uri: str
+    artifacts: str | None
+
+
+def open_store(runs_dir: Path) -> Tracking:
+    """Return the store of ``MLFLOW_TRACKING_URI`` if that is set, else the one in ``runs_dir``.
+
+    The embedded store is ``runs_dir/mlflow.db`` with ``runs_dir/mlflow-artifacts/``, created here if
+    need be, behind a lock: several processes may call this at once.
+
+    Raises:
+        TrackingError: the server does not answer within seconds, or the database cannot be used.
+    """
+    _be_quiet()
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if given:
+        advice = f"unset MLFLOW_TRACKING_URI to use {_database(runs_dir)}"
+        _ask(given, f"start that server, correct the address, or {advice}")
+        return Tracking(given, None)
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        with _alone(runs_dir / ".mlflow.lock"):
+            _ask(_database(runs_dir), "give another output folder, or move that file away")
+    except OSError as error:
+        raise TrackingError(f"no MLflow store can be made in {runs_dir}: {error}") from error
+    return Tracking(_database(runs_dir), (runs_dir.absolute() / "mlflow-artifacts").as_uri())
+
+
+def ui_command(runs_dir: Path, port: int) -> list[str]:
+    """Return the command that serves the embedded store to this machine alone.
+
+    Run it with ``ui_environment``; it answers at ``ui_address``.
+    """
+    return [
+        *(sys.executable, "-m", "mlflow", "server"),
+        *("--backend-store-uri", _database(runs_dir)),
+        *("--artifacts-destination", str(runs_dir.absolute() / "mlflow-artifacts")),
+        *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+    ]
+
+
+def ui_environment() -> dict[str, str]:
+    """Return the environment for ``ui_command``: no telemetry and no job runner."""
+    return _ENVIRONMENT | dict(os.environ)
+
+
+def ui_address(port: int) -> str:
+    """Return where the browser finds ``ui_command``."""
+    return f"http://127.0.0.1:{port}"
+
+
+def _database(runs_dir: Path) -> str:
+    return f"sqlite:///{runs_dir.absolute() / 'mlflow.db'}"
+
+
+def _be_quiet() -> None:
+    """Keep mlflow's chatter from the user; what fails is raised, and told by us."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with _without_deprecations():
+        import mlflow  # noqa: F401, PLC0415 (its own set-up of loggers must come before ours)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+
+def _ask(uri: str, advice: str) -> None:
+    """List one experiment; in a thread, for a database client may retry for minutes."""
+    failures: list[Exception] = []
+    thread = threading.Thread(target=_list_one, args=(uri, failures.append), daemon=True)
+    with _without_deprecations():
+        thread.start()
+        thread.join(_ANSWER_SECONDS)
+    shown = re.sub(r"//[^/@]*@", "//***@", uri)
+    if thread.is_alive():
+        raise TrackingError(
+            f"the MLflow store {shown} gave no answer in {_ANSWER_SECONDS:.0f} s to a request for "
+            f"its experiments: {advice}"
+        )
+    if failures:
+        said = first_line(failures[0])
+        raise TrackingError(
+            f"the MLflow store {shown} did not answer a request for its experiments: {advice} "
+            f"({said})"
+        ) from failures[0]
+
+
+def _list_one(uri: str, fail: Callable[[Exception], None]) -> None:
+    from mlflow import MlflowClient
+
+    try:
+        MlflowClient(uri).search_experiments(max_results=1)
+    except Exception as error:  # raised again by the thread that asks
+        fail(error)
+
+
+def first_line(error: Exception) -> str:
+    """Return what to tell the user of an error, which with mlflow may hold a whole traceback."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """Hide what mlflow's own imports say about the libraries below it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        yield

@@ -1,0 +1,109 @@
+"""What a clock and the operating system see: speed against a rival, peak memory, arithmetic.
+
+Letters: B batch, N sites.
+"""
+
+import fcntl
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+ROUNDS = 7
+"""Paired timings; the median of their ratios is what counts on a shared machine."""
+
+
+class Speed(NamedTuple):
+    """Evaluation speed of a model beside a rival's, on the same batch, measured in turn."""
+
+    seconds_per_token: float
+    speedup: float | None
+    """Rival's time over the model's: above 1 the model is faster. ``None`` without a rival."""
+
+
+@contextmanager
+def machine_lock() -> Iterator[None]:
+    """Hold the one right to measure on this machine, across processes; waits for its turn."""
+    path = Path(tempfile.gettempdir()) / f"bkray-measure-{os.getuid()}.lock"
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def speed(
+    model: nn.Module, rival: nn.Module | None, tokens_BN: Tensor, *, rounds: int = ROUNDS
+) -> Speed:
+    """Time the model, and in turn its rival, in evaluation mode after one warm-up each."""
+    own, others = [], []
+    with machine_lock():
+        for warm in (model, rival):
+            if warm is not None:
+                _seconds(warm, tokens_BN)
+        for _ in range(rounds):
+            own.append(_seconds(model, tokens_BN))
+            if rival is not None:
+                others.append(_seconds(rival, tokens_BN))
+    ratios = [other / mine for other, mine in zip(others, own, strict=False)]
+    speedup = statistics.median(ratios) if ratios else None
+    return Speed(statistics.median(own) / tokens_BN.numel(), speedup)
+
+
+@torch.no_grad()
+def _seconds(model: nn.Module, tokens_BN: Tensor) -> float:
+    was_training = model.training
+    model.eval()
+    _wait(tokens_BN.device)
+    start = time.perf_counter()
+    model(tokens_BN)
+    _wait(tokens_BN.device)
+    seconds = time.perf_counter() - start
+    model.train(was_training)
+    return seconds
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Start a new peak, so that a process which ran other trials does not report theirs."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Return the peak since it was forgotten: allocated on a GPU, resident set elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def flops_per_token(model: nn.Module, tokens_BN: Tensor) -> float:
+    """Return the floating-point operations of matrix products per token, forward alone.
+
+    Counted on a real pass, so stopped tokens and experts not asked do not count. The scans, which
+    are no matrix products, are left out: about ``12 + 8 K`` per site and head.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(tokens_BN)
+    model.train(was_training)
+    return float(counter.get_total_flops()) / tokens_BN.numel()

@@ -1,0 +1,111 @@
+"""One optimizer step. Letters: B batch, N sites, V vocabulary, L layers with experts, E experts."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from bkray.config import ModelConfig
+from bkray.nn.lm import Prediction
+
+Numbers = dict[str, Tensor]
+"""Scalars on the device, not yet copied to the host."""
+
+Part = tuple[Tensor, Tensor]
+"""Inputs and targets of one accumulation round, each (B, N)."""
+
+
+def optimizer_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    parts: Sequence[Part],
+    knobs: ModelConfig,
+    *,
+    load_LE: Tensor | None,
+    clip_norm: float,
+    autocast: torch.autocast,
+) -> tuple[Numbers, Tensor | None]:
+    """Train on equal parts of one batch; return its numbers and the experts' new load.
+
+    ``load_LE`` is the share of tokens that each expert had in the step before, ``None`` before the
+    first one. ``grad_norm`` is taken before clipping.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    numbers: Numbers = {}
+    count_LE: Tensor | None = None
+    for inputs_BN, targets_BN in parts:
+        with autocast:
+            prediction: Prediction = model(inputs_BN)
+            said = losses(prediction, targets_BN, knobs, load_LE)
+        torch.autograd.backward(said.pop("total") / len(parts))
+        for name, value in said.items():
+            numbers[name] = numbers.get(name, 0) + value.detach() / len(parts)
+        count_LE = _add(count_LE, prediction)
+    _give_every_parameter_a_gradient(model)
+    numbers["grad_norm"] = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    optimizer.step()
+    return numbers, load_LE if count_LE is None else count_LE / count_LE.sum(1, keepdim=True)
+
+
+def losses(
+    prediction: Prediction, targets_BN: Tensor, knobs: ModelConfig, load_LE: Tensor | None
+) -> Numbers:
+    """Return ``total``, which is trained on, and its parts, each a mean over tokens.
+
+    ``loss_nats`` is the cross-entropy; ``act/ponder_cost`` layers run plus remainder (Graves 2016);
+    ``moe/balance`` is 1 for an even router and ``E`` for one that knows a single expert.
+    """
+    numbers = {"loss_nats": token_loss_nats(prediction, targets_BN).mean()}
+    total = numbers["loss_nats"]
+    layers_BN, remainder_BN = prediction.layers_BN, prediction.remainder_BN
+    if layers_BN is not None and remainder_BN is not None:
+        numbers["act/avg_layers_executed"] = layers_BN.to(total.dtype).mean()
+        numbers["act/ponder_cost"] = (layers_BN + remainder_BN).mean()
+        numbers["act/share_stopped_at_layer_1"] = (layers_BN == 1).to(total.dtype).mean()
+        total = total + (knobs.act_lambda or 0.0) * numbers["act/ponder_cost"]
+    if prediction.routing:
+        numbers["moe/balance"] = balance(prediction, load_LE, targets_BN.numel())
+        total = total + (knobs.balance_weight or 0.0) * numbers["moe/balance"]
+    numbers["total"] = total
+    return numbers
+
+
+def token_loss_nats(prediction: Prediction, targets_BN: Tensor) -> Tensor:
+    """Return the cross-entropy of every token, (B, N), in float32 at least."""
+    logits_BNV = prediction.logits_BNV
+    precise = torch.promote_types(logits_BNV.dtype, torch.float32)
+    flat = cross_entropy(
+        logits_BNV.flatten(0, 1).to(precise), targets_BN.flatten(), reduction="none"
+    )
+    return flat.view_as(targets_BN)
+
+
+def balance(prediction: Prediction, load_LE: Tensor | None, n_tokens: int) -> Tensor:
+    """Return the mean over layers of ``E * sum_e load_e * mean probability_e``.
+
+    The load is that of the step before (even at first), which keeps the term linear in the tokens:
+    parts of a batch add up to the whole exactly, so accumulation does not change the loss.
+    Source: Fedus et al. 2021, Switch Transformers, with the load taken one step late.
+    """
+    probability_LE = (
+        torch.stack([routed.probability_E for routed in prediction.routing]) / n_tokens
+    )
+    n_experts = probability_LE.shape[1]
+    if load_LE is None:
+        load_LE = torch.full_like(probability_LE, 1 / n_experts)
+    return (n_experts * (load_LE[: len(probability_LE)] * probability_LE).sum(1)).mean()
+
+
+def _add(count_LE: Tensor | None, prediction: Prediction) -> Tensor | None:
+    if not prediction.routing:
+        return count_LE
+    routed_LE = torch.stack([r.count_E for r in prediction.routing]).to(torch.float32)
+    return routed_LE if count_LE is None else count_LE + routed_LE
+
+
+def _give_every_parameter_a_gradient(model: nn.Module) -> None:
+    """A layer that no token reached has no gradient; zero keeps its weight decay and momentum going."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)

@@ -1,0 +1,95 @@
+"""What is left of a trial when it is over: its measured speed and its columns of the table."""
+
+import math
+from typing import Any
+
+from torch import nn
+
+from bkray.config import TrialConfig
+from bkray.nn.build import language_model
+from bkray.train import measure
+from bkray.train.halting import advice
+from bkray.train.loop import Run
+
+
+def measure_speed(trial: Run, vocab_size: int) -> dict[str, float]:
+    """Time the model in evaluation mode, beside a dense one of the sweep's depth on the same batch."""
+    config = trial.config
+    tokens_BN = trial.validation[0][: config.train.batch_size].to(trial.device)
+    rival = None
+    if config.model.build is None:
+        rival = dense_rival(config, vocab_size).to(tokens_BN.device)
+        rival.to(next(trial.model.parameters()).dtype)
+    with trial.autocast:
+        seen = measure.speed(trial.model, rival, tokens_BN)
+        flops = measure.flops_per_token(trial.model, tokens_BN)
+    metrics = {
+        "speed/eval_microseconds_per_token": seen.seconds_per_token * 1e6,
+        "speed/flops_per_token": flops,
+    }
+    if seen.speedup is not None:
+        metrics["speed/speedup_measured"] = seen.speedup
+        layers = _layers_executed(trial)
+        metrics["speed/speedup_estimate"] = reference_layers(config) / layers
+    return metrics
+
+
+def dense_rival(config: TrialConfig, vocab_size: int) -> nn.Module:
+    """Return an untrained dense model of the sweep's depth: as fast as a trained one."""
+    knobs = config.model.model_dump(exclude_none=True)
+    for name in ("act_threshold", "act_lambda", "halt_lr_factor"):
+        knobs.pop(name, None)
+    dense = {**knobs, "depth": "dense", "n_layers": reference_layers(config)}
+    return language_model(type(config.model).model_validate(dense), vocab_size)
+
+
+def reference_layers(config: TrialConfig) -> int:
+    """Return the depth that speedups are relative to."""
+    layers = config.train.speed_reference_layers or config.model.n_layers
+    assert layers is not None
+    return layers
+
+
+def summary(trial: Run, measured: dict[str, float]) -> dict[str, Any]:
+    """Return the trial's columns of ``trials.parquet``; ``None`` where a number does not apply."""
+    progress, config = trial.progress, trial.config
+    steps = progress.step
+    mean = progress.norm_sum / steps if steps else math.nan
+    variance = progress.norm_square_sum / steps - mean**2 if steps else math.nan
+    spikes = progress.health.spike_count
+    columns = {
+        "causal": bool(getattr(trial.model, "causal", False)),
+        "steps": steps,
+        "tokens": progress.tokens,
+        "n_params": sum(p.numel() for p in trial.model.parameters()),
+        "seq_len": config.model.n_seq,
+        "best_val_loss_nats": progress.best_val_loss_nats,
+        "best_val_ppl": _exp(progress.best_val_loss_nats),
+        "final_val_loss_nats": progress.final_val_loss_nats,
+        "avg_layers_executed": None if config.model.build else _layers_executed(trial),
+        "speedup_estimate": measured.get("speed/speedup_estimate"),
+        "speedup_measured": measured.get("speed/speedup_measured"),
+        "tokens_per_second": progress.tokens / progress.train_seconds if steps else None,
+        "train_seconds": progress.train_seconds,
+        "peak_memory_mib": measure.peak_memory_mib(trial.device),
+        "grad_norm_mean": mean,
+        "grad_norm_std": math.sqrt(variance) if variance > 0 else variance,
+        "spike_count": spikes,
+        "ponder_cost": progress.metrics.get("act/ponder_cost"),
+        "spikes_per_1000_steps": 1000 * spikes / steps if steps else None,
+        "advice": advice(progress.metrics, config.model.n_layers or 1),
+    }
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in columns.items()
+    }
+
+
+def _layers_executed(trial: Run) -> float:
+    layers = trial.progress.metrics.get("act/avg_layers_executed", trial.config.model.n_layers)
+    assert layers is not None
+    return float(layers)
+
+
+def _exp(loss_nats: float | None) -> float | None:
+    return None if loss_nats is None or not loss_nats < 700 else math.exp(loss_nats)

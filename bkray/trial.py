@@ -1,0 +1,168 @@
+"""One trial: config in, events out. The composition root; it knows no Ray, no MLflow, no sink."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from bkray import __version__, overrides
+from bkray.atomic import write_json
+from bkray.config import TrialConfig
+from bkray.data.batches import Batches, validation_windows
+from bkray.data.shards import Shards, prepare
+from bkray.errors import ConfigError, ResumeError
+from bkray.events import Event, Measured, TrialEnded, TrialStarted
+from bkray.nn.build import build
+from bkray.ops.tridiagonal import set_threads
+from bkray.train import checkpoint, measure
+from bkray.train.checkpoint import Progress
+from bkray.train.evaluate import Evaluation, evaluate
+from bkray.train.loop import Run, Stop, train
+from bkray.train.optim import adamw
+from bkray.train.summary import measure_speed, summary
+
+
+def never() -> None:
+    """Let the trial run to its end."""
+
+
+def identify(config: TrialConfig) -> tuple[str, str]:
+    """Return the trial's id and the fingerprint of its data, which is prepared if need be."""
+    shards = prepare(config.data, config.model.n_seq)
+    return overrides.trial_id(config, shards.fingerprint, __version__), shards.fingerprint
+
+
+def run(
+    config: TrialConfig, folder: Path | None, *, sweep: str = "", stop: Stop = never
+) -> Iterator[Event]:
+    """Train, evaluate and measure one trial, from its checkpoint where ``folder`` has one.
+
+    Args:
+        folder: where ``checkpoints/`` lies; ``None`` keeps no checkpoint.
+        stop: asked after every window of at most 16 steps; its answer becomes the outcome.
+
+    Raises:
+        ConfigError, DataError: the model or the text cannot be had as configured.
+        ResumeError: the checkpoint in ``folder`` belongs to another trial.
+    """
+    use_threads(config.threads)
+    shards = prepare(config.data, config.model.n_seq)
+    trial = compose(config, shards, folder)
+    yield TrialStarted(
+        trial_id=trial.trial_id,
+        sweep=sweep,
+        arm=config.arm,
+        seed=config.seed,
+        attempt=_count_attempt(folder),
+        config=overrides.flatten(config),
+        n_params=sum(p.numel() for p in trial.model.parameters()),
+        causal=bool(getattr(trial.model, "causal", False)),
+        data_hash=shards.fingerprint,
+        step=trial.progress.step,
+    )
+    measure.forget_peak_memory(trial.device)
+    ending = yield from train(trial, stop)
+    measured: dict[str, float] = {}
+    if ending.outcome == "ok":
+        measured = measure_speed(trial, shards.vocab_size)
+        yield Measured(step=trial.progress.step, metrics=measured)
+    yield TrialEnded(
+        step=trial.progress.step,
+        outcome=ending.outcome,
+        reason=ending.reason,
+        summary=summary(trial, measured),
+    )
+
+
+def use_threads(n_threads: int) -> None:
+    """Give torch, numba and OpenMP so many threads each, here and in processes started from here."""
+    torch.set_num_threads(n_threads)
+    set_threads(n_threads)
+    os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(n_threads)
+
+
+def compose(config: TrialConfig, shards: Shards, folder: Path | None) -> Run:
+    """Return the trial, built from its seed or put back from the checkpoint in ``folder``."""
+    device, autocast = _device(config), _autocast(config)
+    torch.manual_seed(config.seed)
+    model = build(config, shards.vocab_size)
+    model.to(device, torch.float64 if config.train.precision == "float64" else None)
+    optimizer = adamw(model, config.optimizer, config.model.halt_lr_factor or 1.0)
+    n_seq, plan = config.model.n_seq, config.train
+    trial = Run(
+        config=config,
+        trial_id=overrides.trial_id(config, shards.fingerprint, __version__),
+        model=model,
+        optimizer=optimizer,
+        batches=Batches(shards.tokens("train"), n_seq, plan.batch_size, config.seed),
+        validation=validation_windows(shards.tokens("valid"), n_seq, plan.eval_windows),
+        device=device,
+        autocast=autocast,
+        checkpoints=None if folder is None else folder / "checkpoints",
+        progress=Progress(),
+        load_LE=None,
+    )
+    saved = checkpoint.load(trial.checkpoints, trial.trial_id) if trial.checkpoints else None
+    if saved is not None:
+        trial.progress, trial.load_LE = checkpoint.restore(saved, model, optimizer)
+        trial.batches.restore(saved["batches"])
+    return trial
+
+
+def evaluate_checkpoint(folder: Path, split: str) -> tuple[TrialConfig, int, Evaluation]:
+    """Return config, step and score of a trial's checkpoint on every window of ``split``.
+
+    ``split`` is ``valid`` or ``test``; windows are ``model.n_seq`` tokens long and do not overlap.
+
+    Raises:
+        ResumeError: the folder holds no trial or no checkpoint.
+        DataError: the corpus is gone or has no such split.
+    """
+    description = folder / "config.json"
+    if not description.exists():
+        raise ResumeError(f"{folder} holds no trial: config.json is missing")
+    config = overrides.build(json.loads(description.read_text())["config"])
+    use_threads(config.threads)
+    shards = prepare(config.data, config.model.n_seq)
+    trial = compose(config, shards, folder)
+    if trial.progress.step == 0:
+        raise ResumeError(f"{folder} has no checkpoint yet: {checkpoint.NAME} is missing")
+    n_seq = config.model.n_seq
+    tokens = shards.tokens(split)
+    inputs_WN, targets_WN = validation_windows(tokens, n_seq, max(1, (len(tokens) - 1) // n_seq))
+    score = evaluate(
+        trial.model,
+        inputs_WN,
+        targets_WN,
+        batch_size=config.train.batch_size,
+        autocast=trial.autocast,
+    )
+    return config, trial.progress.step, score
+
+
+def _device(config: TrialConfig) -> torch.device:
+    name = config.train.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device=cuda, but torch sees no GPU here: use auto or cpu")
+    if name == "cpu" and config.train.precision == "bf16":
+        raise ConfigError("train.precision=bf16 needs a GPU: use float32 on a CPU")
+    return torch.device(name)
+
+
+def _autocast(config: TrialConfig) -> torch.autocast:
+    enabled = config.train.precision == "bf16"
+    return torch.autocast("cuda" if enabled else "cpu", torch.bfloat16, enabled=enabled)
+
+
+def _count_attempt(folder: Path | None) -> int:
+    """Return 1 for the first start of a trial in its folder, 2 for the next, and so on."""
+    if folder is None:
+        return 1
+    path = folder / "attempt.json"
+    attempt = 1 + (json.loads(path.read_text())["attempt"] if path.exists() else 0)
+    write_json(path, {"attempt": attempt})
+    return int(attempt)

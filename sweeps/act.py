@@ -1,0 +1,56 @@
+"""The ACT sweep: halting threshold by ponder cost, against dense models of every smaller depth.
+
+Run it with ``bkray sweep act --preset smoke``.
+"""
+
+from bkray.overrides import Overrides
+from bkray.sweep import Arm, Objective, Preset, Sweep
+from search_spaces.act import GUIDE_PRESETS, suggest, suggest_grid
+
+N_LAYERS = 4
+
+
+def dense_depths(base: Overrides) -> list[Arm]:
+    """Return dense models of 1 to L layers, the honest rivals of a model that may stop early."""
+    n_layers = int(base["model.n_layers"])
+    shared = {"model.depth": "dense", "train.speed_reference_layers": n_layers}
+    return [
+        Arm(name=f"dense-{depth}", overrides={**shared, "model.n_layers": depth})
+        for depth in range(1, n_layers + 1)
+    ]
+
+
+SWEEP = Sweep(
+    name="act",
+    overview="act_threshold x act_lambda, against dense models of depth 1 to L",
+    base={"model.depth": "act", "model.n_layers": N_LAYERS},
+    space=suggest,
+    grid=suggest_grid,
+    first=GUIDE_PRESETS,
+    rivals=dense_depths,
+    objectives=(
+        Objective(column="best_val_loss_nats", direction="minimize"),
+        Objective(column="speedup_measured", direction="maximize"),
+    ),
+    # The proposals of qmc do not depend on measured times, so two runs with one seed train the
+    # same models; a sampler that learns from speedup_measured would part with the first jitter.
+    sampler="qmc",
+    presets={
+        "smoke": Preset(
+            trials=4,
+            overrides={
+                "model.d_model": 32,
+                "model.n_layers": 2,
+                "model.n_seq": 64,
+                "train.steps": 20,
+                "train.batch_size": 8,
+                "train.eval_every": 10,
+                "train.eval_windows": 16,
+                "train.checkpoint_every": 10,
+                "optimizer.warmup_steps": 4,
+            },
+        ),
+        "small": Preset(trials=12, overrides={"train.steps": 200, "train.eval_every": 50}),
+        "full": Preset(trials=30, overrides={"train.steps": 2000}, sampler="grid"),
+    },
+)
