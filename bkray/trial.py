@@ -111,8 +111,8 @@ def compose(config: TrialConfig, shards: Shards, folder: Path | None) -> Run:
     return trial
 
 
-def evaluate_checkpoint(folder: Path, split: str) -> tuple[TrialConfig, int, Evaluation]:
-    """Return config, step and score of a trial's checkpoint on every window of ``split``.
+def evaluate_checkpoint(folder: Path, split: str) -> tuple[int, Evaluation]:
+    """Return step and score of a trial's checkpoint on every window of ``split``.
 
     ``split`` is ``valid`` or ``test``; windows are ``model.n_seq`` tokens long and do not overlap.
 
@@ -139,7 +139,7 @@ def evaluate_checkpoint(folder: Path, split: str) -> tuple[TrialConfig, int, Eva
         batch_size=config.train.batch_size,
         autocast=trial.autocast,
     )
-    return config, trial.progress.step, score
+    return trial.progress.step, score
 
 
 def _device(config: TrialConfig) -> torch.device:

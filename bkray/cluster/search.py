@@ -1,4 +1,4 @@
-"""What a sweep proposes, and under which words: the sweep with everything chosen that decides it."""
+"""What a sweep proposes: its value, and every choice of the user that decides the proposals."""
 
 import json
 from dataclasses import dataclass
@@ -86,5 +86,6 @@ class Search:
 
 
 def propose(number: int, overrides: Overrides, *, arm: str = "") -> Proposal:
+    """Return the proposal; ``ConfigError`` if no config allows the overrides."""
     full = {**overrides, "arm": arm} if arm else dict(overrides)
     return Proposal(number=number, arm=arm, overrides=full, config=build(full))

@@ -5,6 +5,7 @@ F = 2 (1 + K) feature planes in the order Re g, Im g, Re y_1..y_K, Im y_1..y_K.
 """
 
 import importlib
+import math
 from typing import Any, cast
 
 import torch
@@ -105,7 +106,14 @@ def two_sided_diagonal(
 
 def halo_sites(eta_min: float, dtype: torch.dtype) -> int:
     """Return after how many sites the past is forgotten to the rounding of ``dtype``."""
-    raise NotImplementedError
+    rounding = torch.finfo(dtype).eps
+    decay = math.asinh(eta_min / 2)  # per site, of |g| in the middle of the band
+    return math.ceil(math.log((1 + 1 / eta_min) / rounding) / decay)
+
+
+def set_threads(n_threads: int) -> None:
+    """Let the CPU form use so many threads: it follows torch's own number, read at each call."""
+    torch.set_num_threads(n_threads)
 
 
 def _require_shapes(
@@ -144,17 +152,17 @@ def _reference(
 
 
 class _Resolvent(torch.autograd.Function):
-    """A fast form and its reverse recurrence. Saves the features alone: nothing else is needed."""
+    """A fast form and its reverse recurrence. Keeps the features: the inputs are not needed."""
 
     @staticmethod
     def forward(ctx: Any, module: str, *inputs: Tensor) -> Tensor:
         ctx.sweeps = importlib.import_module(module)
         features_BNFH = cast(Tensor, ctx.sweeps.forward(*inputs))
-        ctx.save_for_backward(features_BNFH)
+        ctx.save_for_backward(features_BNFH, inputs[3])
         return features_BNFH
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_BNFH: Tensor) -> tuple[Tensor | None, ...]:
-        (features_BNFH,) = ctx.saved_tensors
-        return None, *ctx.sweeps.backward(features_BNFH, grad_BNFH)
+        features_BNFH, eta_H = ctx.saved_tensors
+        return None, *ctx.sweeps.backward(features_BNFH, grad_BNFH, eta_H)

@@ -233,6 +233,12 @@ def _kind(row: Row) -> str:
 
 def _costs(row: Row, objectives: Sequence[Objective]) -> tuple[float, ...] | None:
     """Return one number per objective, less is better, or ``None`` if one is not finite."""
+    for objective in objectives:
+        if objective.column not in row:
+            raise ConfigError(
+                f"objective {objective.column!r} is no column of trials.parquet; "
+                f"allowed: {', '.join(COLUMNS)}"
+            )
     values = [row[objective.column] for objective in objectives]
     if any(value is None or not math.isfinite(value) for value in values):
         return None

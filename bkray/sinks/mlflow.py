@@ -1,7 +1,7 @@
 """MLflow as a view of a sweep: a parent run, a child run per trial, written by one thread.
 
-The caller's thread only puts events into a queue. Of the numbers of every step MLflow gets those of
-the last step of each window (at most 16 steps); Parquet has them all.
+The caller's thread only puts events into a queue. Of the numbers of every step MLflow gets those
+of the last step of each window (at most 16 steps); Parquet has them all.
 """
 
 import logging
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bkray.events import Event
-from bkray.sinks.mlflow_client import PatientClient, StoreAway
+from bkray.sinks.mlflow_client import PatientClient, StoreAwayError
 from bkray.sinks.mlflow_runs import SweepRun, TrialRun
 from bkray.sinks.mlflow_store import Tracking as Tracking
 from bkray.sinks.mlflow_store import open_store as open_store
@@ -22,6 +22,7 @@ from bkray.sinks.mlflow_store import ui_command as ui_command
 from bkray.sinks.mlflow_store import ui_environment as ui_environment
 from bkray.sinks.sink import Sink
 
+_log = logging.getLogger(__name__)
 _FLUSH_SECONDS = 1.5
 _FLUSH_METRICS = 500
 _CLOSE_SECONDS = 30.0
@@ -53,7 +54,7 @@ class MlflowView:
         sweep_meta: Mapping[str, Any],
         swept: Sequence[str],
         now: Callable[[], float] = time.time,
-        warn: Callable[[str], None] = logging.getLogger(__name__).warning,
+        warn: Callable[[str], None] = _log.warning,
     ) -> None:
         self._now = now
         self._warn = warn
@@ -82,7 +83,7 @@ class MlflowView:
             self._sweep.begin(_unix_ms(self._now))
             self._serve()
             self._sweep.end(_unix_ms(self._now))
-        except StoreAway:
+        except StoreAwayError:
             self._warn("MLflow lacks the rest of the sweep, its store is away; Parquet has it all")
 
     def _serve(self) -> None:

@@ -14,7 +14,7 @@ _LONGEST_PAUSE_SECONDS = 30.0
 Answer = TypeVar("Answer")
 
 
-class StoreAway(Exception):
+class StoreAwayError(Exception):
     """The view is closing and the store still does not answer."""
 
 
@@ -38,7 +38,7 @@ class PatientClient:
         """Return the answer; ``None`` if the store refuses the request for good.
 
         Raises:
-            StoreAway: the store does not answer and the view is closing.
+            StoreAwayError: the store does not answer and the view is closing.
         """
         from mlflow.exceptions import MlflowException
 
@@ -51,7 +51,7 @@ class PatientClient:
                 if not _is_passing(error):
                     return None
             if self._closing.wait(pause):
-                raise StoreAway
+                raise StoreAwayError
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     def _complain(self, error: Exception) -> None:
@@ -69,9 +69,9 @@ def _is_passing(error: Exception) -> bool:
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
-        status = error.get_http_status_code()
+        status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]  # mlflow's
     elif isinstance(error, requests.HTTPError) and error.response is not None:
-        status = error.response.status_code
+        status = int(error.response.status_code)
     else:
         return isinstance(error, requests.RequestException)
     return status >= 500 or status == 429

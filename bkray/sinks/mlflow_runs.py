@@ -7,9 +7,10 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bkray.events import Event, Row, StepsDone, TrialEnded, TrialStarted, rows
+from bkray.events import Event, Row, TrialEnded, TrialStarted, rows
 from bkray.sinks.mlflow_client import PatientClient
 from bkray.sinks.mlflow_store import Tracking
 from bkray.sinks.sink import trial_label
@@ -60,7 +61,7 @@ class SweepRun:
         self.experiment_id = experiment_id
         identity = {"sweep_run": re.sub(r"[^\w.:-]", "_", self._name)}
         run = self.find_or_create(identity, self._name, self.meta, unix_ms)
-        self.run_id = run and run.info.run_id
+        self.run_id = None if run is None else run.info.run_id
 
     def end(self, unix_ms: int) -> None:
         run_id = self.run_id
@@ -134,9 +135,8 @@ class TrialRun:
     def flush(self) -> None:
         run_id = self._run_id
         while self._metrics and run_id is not None:
-            some = self._metrics[:_MOST_METRICS]
-            self._client.ask(lambda c, some=some: c.log_batch(run_id, metrics=some))
-            del self._metrics[:_MOST_METRICS]
+            some, self._metrics = self._metrics[:_MOST_METRICS], self._metrics[_MOST_METRICS:]
+            self._client.ask(partial(_log_metrics, run_id=run_id, metrics=some))
 
     def _begin(self, started: TrialStarted, unix_ms: int) -> None:
         parent = self._sweep.run_id
@@ -172,7 +172,8 @@ class TrialRun:
         if run_id is None:
             return
         self.flush()
-        tags = {"outcome": outcome, "stop_reason": reason, "nonfinite": " ".join(self._nonfinite)}
+        names = " ".join(sorted(self._nonfinite))
+        tags = {"outcome": outcome, "stop_reason": reason, "nonfinite": names}
         told = [RunTag(key, _tag(value)) for key, value in tags.items() if value]
         self._client.ask(lambda c: c.log_batch(run_id, tags=told))
         self._client.ask(lambda c: c.set_terminated(run_id, _STATUS[outcome], unix_ms))
@@ -185,15 +186,17 @@ def _metric_key(row: Row) -> str:
     return row.name
 
 
+def _log_metrics(client: "MlflowClient", run_id: str, metrics: "list[Metric]") -> None:
+    client.log_batch(run_id, metrics=metrics)
+
+
 def _last_steps(client: "MlflowClient", run: "Run") -> dict[str, int]:
     """Return the last step that each metric of a run was told for."""
     histories = (client.get_metric_history(run.info.run_id, name) for name in run.data.metrics)
     return {told[0].key: max(metric.step for metric in told) for told in histories if told}
 
 
-def _describe(
-    client: "MlflowClient", run: "Run", started: TrialStarted, sweep: SweepRun
-) -> None:
+def _describe(client: "MlflowClient", run: "Run", started: TrialStarted, sweep: SweepRun) -> None:
     """Log what is known from the start: tags, knobs, the whole config, the data set."""
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 

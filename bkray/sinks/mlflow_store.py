@@ -30,7 +30,7 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class Tracking:
-    """A store that answered. ``artifacts`` is the place for new experiments, ``None`` the server's."""
+    """A store that answered. ``artifacts`` of new experiments; ``None`` lets the server choose."""
 
     uri: str
     artifacts: str | None
@@ -39,8 +39,8 @@ class Tracking:
 def open_store(runs_dir: Path) -> Tracking:
     """Return the store of ``MLFLOW_TRACKING_URI`` if that is set, else the one in ``runs_dir``.
 
-    The embedded store is ``runs_dir/mlflow.db`` with ``runs_dir/mlflow-artifacts/``, created here if
-    need be, behind a lock: several processes may call this at once.
+    The embedded store is ``runs_dir/mlflow.db`` with ``runs_dir/mlflow-artifacts/``, created here
+    if need be, behind a lock: several processes may call this at once.
 
     Raises:
         TrackingError: the server does not answer within seconds, or the database cannot be used.
@@ -92,7 +92,7 @@ def _be_quiet() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with _without_deprecations():
-        import mlflow  # noqa: F401, PLC0415 (its own set-up of loggers must come before ours)
+        import mlflow  # noqa: F401 (its own set-up of loggers must come before ours)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
@@ -105,17 +105,16 @@ def _ask(uri: str, advice: str) -> None:
     with _without_deprecations():
         thread.start()
         thread.join(_ANSWER_SECONDS)
-    shown = re.sub(r"//[^/@]*@", "//***@", uri)
+    shown = _without_password(uri)
     if thread.is_alive():
         raise TrackingError(
             f"the MLflow store {shown} gave no answer in {_ANSWER_SECONDS:.0f} s to a request for "
             f"its experiments: {advice}"
         )
     if failures:
-        said = first_line(failures[0])
         raise TrackingError(
             f"the MLflow store {shown} did not answer a request for its experiments: {advice} "
-            f"({said})"
+            f"({_without_password(first_line(failures[0]))})"
         ) from failures[0]
 
 
@@ -131,6 +130,10 @@ def _list_one(uri: str, fail: Callable[[Exception], None]) -> None:
 def first_line(error: Exception) -> str:
     """Return what to tell the user of an error, which with mlflow may hold a whole traceback."""
     return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//***@", text)
 
 
 @contextmanager

@@ -31,8 +31,8 @@ class Ending(NamedTuple):
     reason: str = ""
 
 
-Stop = Callable[[], Ending | None]
-"""Asked after every window; an answer ends the trial."""
+Stop = Callable[[], tuple[str, str] | None]
+"""Asked after every window; an answer, outcome and reason, ends the trial."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,11 +69,11 @@ def train(run: Run, stop: Stop) -> Generator[Event, None, Ending]:
             if not math.isfinite(evaluation.loss_nats):
                 reason = f"validation loss is {evaluation.loss_nats} at step {progress.step}"
                 return Ending("diverged", reason)
-        ending = stop()
-        if ending is not None or _due(progress.step, plan.checkpoint_every, plan.steps):
+        asked = stop()
+        if asked is not None or _due(progress.step, plan.checkpoint_every, plan.steps):
             save(run)
-        if ending is not None:
-            return ending
+        if asked is not None:
+            return Ending(*asked)
     return Ending("ok")
 
 
@@ -106,7 +106,8 @@ def train_window(run: Run) -> StepsDone:
     progress.train_seconds += seconds
     progress.norm_sum += sum(norms)
     progress.norm_square_sum += sum(norm**2 for norm in norms)
-    progress.metrics |= {name: sum(values) / len(values) for name, values in series.items()}
+    means = {name: sum(values) / len(values) for name, values in series.items()}
+    progress.metrics |= means
     return StepsDone(
         step=last,
         tokens=progress.tokens,
@@ -114,7 +115,7 @@ def train_window(run: Run) -> StepsDone:
         grad_norm=tuple(norms),
         lr=lr,
         window_seconds=seconds,
-        metrics={f"train/{name}": sum(values) / len(values) for name, values in series.items()},
+        metrics={f"train/{name.rpartition('/')[2]}": mean for name, mean in means.items()},
     )
 
 
@@ -138,7 +139,7 @@ def validate(run: Run) -> EvalDone:
         tokens=progress.tokens,
         split="val",
         loss_nats=loss_nats,
-        metrics={f"val/{name}": value for name, value in metrics.items()},
+        metrics=metrics,
     )
 
 

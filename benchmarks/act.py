@@ -1,0 +1,99 @@
+"""What adaptive computation time costs when nobody stops, and what it saves when tokens do.
+
+    python -m benchmarks.act
+
+Each row times a dense and an ACT model of the same size in turn on the same batch; the figure is
+the median of the paired ratios. With nobody stopping the ACT model runs exactly the dense layers,
+so what is above 1 is the machinery: halting units and the weighted sum.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from bkray.nn.build import language_model
+from bkray.nn.depth import ActDepth
+from bkray.overrides import build
+from bkray.train.step import losses
+from bkray.trial import use_threads
+
+ROUNDS = 15
+VOCABULARY = 256
+
+
+def main() -> None:
+    """Print the table."""
+    use_threads(1)
+    print("ACT time over dense time, median of paired ratios (min..max)")
+    for d_model, n_seq, batch in ((64, 128, 32), (64, 512, 8), (128, 256, 16)):
+        dense = model(d_model, n_seq, "dense")
+        nobody = model(d_model, n_seq, "act", halting_bias=-20.0)
+        half = model(d_model, n_seq, "act", share_stopping_at_2=0.5)
+        tokens_BN = torch.randint(VOCABULARY, (batch, n_seq))
+        for name, work in (("train", train_once), ("eval", evaluate_once)):
+            size = f"d={d_model} N={n_seq} B={batch} {name:5s}"
+            print(f"{size}  nobody stops {paired(work, nobody, dense, tokens_BN)}", flush=True)
+            print(f"{size}  half at layer 2 {paired(work, half, dense, tokens_BN)}", flush=True)
+
+
+def model(
+    d_model: int,
+    n_seq: int,
+    depth: str,
+    *,
+    halting_bias: float | None = None,
+    share_stopping_at_2: float | None = None,
+) -> nn.Module:
+    """Return a model whose halting is set by hand: never, or a share of tokens at layer 2."""
+    torch.manual_seed(0)
+    config = build({"model.d_model": d_model, "model.n_seq": n_seq, "model.depth": depth})
+    built = language_model(config.model, VOCABULARY)
+    if isinstance(built.depth, ActDepth):
+        for layer, unit in enumerate(built.depth.halting, start=1):
+            bias = halting_bias
+            if share_stopping_at_2 is not None:
+                bias = 0.0 if layer == 2 else -20.0
+                # A random projection splits the tokens about evenly around the bias.
+                nn.init.normal_(unit.down.weight, std=1e3 if layer == 2 else 0.0)
+            assert bias is not None
+            nn.init.constant_(unit.down.bias, bias)
+    return built
+
+
+def train_once(model: nn.Module, tokens_BN: torch.Tensor) -> None:
+    """Run forward and backward of the loss, ponder cost included."""
+    config = build({"model.depth": "act"} if isinstance(model.depth, ActDepth) else {})
+    model.zero_grad(set_to_none=True)
+    torch.autograd.backward(losses(model(tokens_BN), tokens_BN, config.model, None)["total"])
+
+
+@torch.no_grad()
+def evaluate_once(model: nn.Module, tokens_BN: torch.Tensor) -> None:
+    """Run forward alone."""
+    model(tokens_BN)
+
+
+def paired(
+    work: Callable[[nn.Module, torch.Tensor], None],
+    model: nn.Module,
+    rival: nn.Module,
+    tokens_BN: torch.Tensor,
+) -> str:
+    """Return the ratio of the times of ``model`` and ``rival``, measured in turn."""
+    ratios = []
+    for round_ in range(ROUNDS + 2):
+        seconds = []
+        for timed in (model, rival):
+            start = time.perf_counter()
+            work(timed, tokens_BN)
+            seconds.append(time.perf_counter() - start)
+        if round_ >= 2:  # the first ones compile and warm up
+            ratios.append(seconds[0] / seconds[1])
+    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f}..{max(ratios):.3f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""A silent Ray session: started on this machine, or joined at an address, and left as found.
+
+This file and ``tune_carrier.py`` are the only ones that import ray, and only inside a sweep.
+"""
+
+import importlib
+import logging
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bkray.errors import ConfigError
+
+_SILENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of corpora mean the same in every process
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # else the raylet speaks on our standard output
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours lets trials end by themselves
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # study.db is the memory of a sweep
+    "TUNE_MAX_PENDING_TRIALS_PG": "1",  # proposals are asked for when there is room, not earlier
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # outcome.json and the views say it
+    "TUNE_WARN_THRESHOLD_S": "60",
+}
+_OBJECT_STORE_BYTES = 256 * 2**20
+"""Room for events in flight; Ray's default takes a third of the machine's memory."""
+
+
+def cores() -> int:
+    """Return the CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def places(*, threads: int, n_trials: int, asked: int | None, n_cores: int) -> int:
+    """Return how many trials run at once.
+
+    Args:
+        threads: CPU threads of one trial.
+        n_trials: trials there are to run.
+        asked: what the user wants; ``None`` fills the cores.
+
+    Raises:
+        ConfigError: more threads than cores.
+    """
+    if asked is not None and asked < 1:
+        raise ConfigError(f"concurrency must be 1 or more, got {asked}")
+    if (asked or 1) * threads > n_cores:
+        raise ConfigError(
+            f"concurrency={asked or 1} x threads={threads} needs {(asked or 1) * threads} CPU "
+            f"cores, there are {n_cores}: lower one of them"
+        )
+    return max(1, min(asked or n_cores // threads, n_trials))
+
+
+@contextmanager
+def session(*, address: str | None, threads: int, gpus: float) -> Iterator[Any]:
+    """Yield the ``ray`` module with a session up; a session that was up before stays up.
+
+    Args:
+        address: of a running cluster, or ``auto``; ``None`` starts one on this machine, dashboard
+            on the loopback interface.
+        threads: for OpenMP and numba in the workers, before anything there is imported.
+        gpus: per trial; 0 for none.
+
+    Raises:
+        ConfigError: nothing answers at the address, or it has fewer GPUs than one trial takes.
+    """
+    for name, value in _SILENT.items():
+        os.environ.setdefault(name, value)
+    ray = importlib.import_module("ray")
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    ours = not ray.is_initialized()
+    if ours:
+        _start(ray, address, threads)
+    try:
+        _check_gpus(ray, gpus)
+        yield ray
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _start(ray: Any, address: str | None, threads: int) -> None:
+    local = {
+        "num_cpus": cores(),
+        "include_dashboard": True,
+        "dashboard_host": "127.0.0.1",
+        "object_store_memory": _OBJECT_STORE_BYTES,
+    }
+    try:
+        ray.init(
+            address=address or "local",
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env={"env_vars": worker_environment(threads)},
+            **({} if address else local),
+        )
+    except ConnectionError as error:
+        raise ConfigError(
+            f"no Ray cluster answers at address={address}: start one, or leave --address out "
+            f"to use this machine ({error})"
+        ) from None
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """Return what a worker needs to know before it imports: threads, and where our modules are."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+    return {**dict.fromkeys(names, str(threads)), "PYTHONPATH": os.pathsep.join(_own_paths())}
+
+
+def _own_paths() -> list[str]:
+    """Return the folders on ``sys.path`` that a fresh interpreter would not have by itself."""
+    standard = [Path(path).resolve() for path in sysconfig.get_paths().values()]
+    standard += [Path(path).resolve() for path in site.getsitepackages()]
+    folders = [Path(path).resolve() for path in sys.path]
+    own = [
+        folder
+        for folder in folders
+        if folder.is_dir() and not any(folder.is_relative_to(place) for place in standard)
+    ]
+    return list(dict.fromkeys(map(str, own)))
+
+
+def _check_gpus(ray: Any, gpus: float) -> None:
+    present = ray.cluster_resources().get("GPU", 0) if gpus else 0
+    if gpus > present:
+        raise ConfigError(f"gpus={gpus} per trial, but Ray sees {present:g}: lower gpus")

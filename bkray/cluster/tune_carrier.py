@@ -1,0 +1,300 @@
+"""The Ray Tune carrier: a trial runs inline in its Tune actor, which then takes the next one.
+
+Tune asks for jobs one at a time and brings events back; deciding, telling and showing stay with
+the driver. Pruning asks the trial to end, so that it says its own last word.
+"""
+
+import math
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from bkray.cluster.carriers import (
+    Job,
+    Parts,
+    asked_to_stop,
+    attempt,
+    one_line,
+    outcome_of,
+)
+from bkray.cluster.driver import Driver
+from bkray.events import EvalDone, Event, TrialEnded
+from bkray.train.loop import Ending
+
+LOSS_OF_THE_DIVERGED = 1e9
+"""Told to a scheduler instead of a loss that is not finite, in nats: worse than any that is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How Tune runs jobs; ``scheduler`` prunes by ``val_loss_nats`` over ``tokens``."""
+
+    concurrency: int
+    threads: int
+    gpus: float
+    scheduler: TrialScheduler | None
+    scheduler_name: str
+
+
+def carry_on_tune(driver: Driver, parts: Parts, plan: Plan, folder: str) -> None:
+    """Run every job on Ray Tune; ``folder`` takes Tune's own files and is removed at the end.
+
+    Raises:
+        Whatever a view or the ledger raised; the trials under way are asked to end first.
+    """
+    line = _Line(driver)
+    resources = {"CPU": float(plan.threads), "GPU": float(plan.gpus)}
+    trainable = tune.with_resources(tune.with_parameters(InlineTrial, parts=parts), resources)
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=_Jobs(line, plan.concurrency),
+            scheduler=_Asking(line, plan) if plan.scheduler else FIFOScheduler(),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=folder,
+            verbose=0,
+            callbacks=[_Events(line, parts)],
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if line.error is not None:
+        raise line.error
+
+
+def _name(trial: Trial) -> str:
+    return str(trial.trial_id)
+
+
+class InlineTrial(tune.Trainable):  # type: ignore[misc]  # ray is untyped
+    """Runs one job; ``step`` brings its events up to the next evaluation, or to its end."""
+
+    def setup(self, config: dict[str, Any], parts: Parts) -> None:
+        self._parts = parts
+        os.chdir(config["cwd"])
+        self._start(config["job"])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.cleanup()
+        self._start(new_config["job"])
+        return True
+
+    def step(self) -> dict[str, Any]:
+        self._begun = True
+        events: list[Event] = []
+        for event in self._events:
+            events.append(event)
+            self._note(event)
+            if isinstance(event, TrialEnded) or _is_validation(event):
+                break
+        return {
+            "events": events,
+            "step": self._step,
+            "tokens": self._tokens,
+            "val_loss_nats": self._val_loss_nats,
+            "done": isinstance(events[-1], TrialEnded),
+        }
+
+    def cleanup(self) -> None:
+        """Let a trial that is under way end as interrupted, and write that down.
+
+        One that never took a step has nothing to end: Tune sets actors up that it then drops.
+        """
+        self._leaving = True
+        for event in self._events if self._begun else ():
+            self._note(event)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: a trial keeps its checkpoints in its own folder."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: a trial finds its checkpoints in its own folder."""
+
+    def _start(self, job: Job) -> None:
+        self._begun, self._leaving = False, False
+        self._step, self._tokens = 0, 0
+        self._val_loss_nats = LOSS_OF_THE_DIVERGED
+        self._events: Iterator[Event] = attempt(job, self._parts, partial(self._stop, job))
+
+    def _stop(self, job: Job) -> Ending | None:
+        return Ending("interrupted", "the sweep ended") if self._leaving else asked_to_stop(job)
+
+    def _note(self, event: Event) -> None:
+        self._step = event.step
+        self._tokens = getattr(event, "tokens", self._tokens)
+        if isinstance(event, EvalDone) and event.split == "val":
+            finite = math.isfinite(event.loss_nats)
+            self._val_loss_nats = event.loss_nats if finite else LOSS_OF_THE_DIVERGED
+
+
+def _is_validation(event: Event) -> bool:
+    return isinstance(event, EvalDone) and event.split == "val"
+
+
+@dataclass(slots=True)
+class _Line:
+    """The way between Tune and the driver. Tune would take an error of ours for one of the trial,
+    so it is kept here, the sweep stops, and ``carry_on_tune`` raises it."""
+
+    driver: Driver
+    jobs: dict[str, Job] = field(default_factory=dict)
+    error: Exception | None = None
+
+    def next_job(self, tune_id: str) -> Job | None:
+        if self.error is not None:
+            return None
+        try:
+            job = self.driver.next_job()
+        except Exception as error:  # raised again by carry_on_tune
+            self._fail(error)
+            return None
+        if job is not None:
+            self.jobs[tune_id] = job
+        return job
+
+    def take(self, tune_id: str, events: Sequence[Event]) -> None:
+        if self.error is not None:
+            return
+        self._guard(lambda: self._take(self.jobs[tune_id], events))
+
+    def bury(self, tune_id: str, error: BaseException, parts: Parts) -> None:
+        job = self.jobs[tune_id]
+        reason = f"the worker died: {one_line(error)}"
+        own_sink = parts.open_sink(job.folder)
+        self._guard(lambda: self.driver.bury(job, outcome_of(error), reason, own_sink))
+
+    def _take(self, job: Job, events: Sequence[Event]) -> None:
+        for event in events:
+            self.driver.take(job, event)
+
+    def _guard(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # raised again by carry_on_tune
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self.error = error
+        self.driver.stop(f"the sweep failed: {one_line(error)}")
+
+
+class _Jobs(Searcher):  # type: ignore[misc]  # ray is untyped
+    """Gives Tune its configs: the driver's jobs, at most ``concurrency`` at a time."""
+
+    def __init__(self, line: _Line, concurrency: int) -> None:
+        super().__init__()
+        self._line = line
+        self._concurrency = concurrency
+        self._running: set[str] = set()
+        self._cwd = os.getcwd()
+
+    def suggest(self, trial_id: str) -> Any:
+        if len(self._running) >= self._concurrency:
+            return None
+        job = self._line.next_job(trial_id)
+        if job is None:
+            return Searcher.FINISHED
+        self._running.add(trial_id)
+        return {"job": job, "cwd": self._cwd}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        self._running.discard(trial_id)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study of the sweep is the memory."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the study of the sweep is the memory."""
+
+
+class _Events(tune.Callback):  # type: ignore[misc]  # ray is untyped
+    """Hands events to the driver as they come."""
+
+    def __init__(self, line: _Line, parts: Parts) -> None:
+        self._line = line
+        self._parts = parts
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        self._line.take(trial.trial_id, result.pop("events"))
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        self._line.bury(trial.trial_id, _error_of(trial), self._parts)
+
+
+def _error_of(trial: Trial) -> BaseException:
+    """Return what a trial's actor died of; Tune keeps it beside its own files."""
+    path = trial.pickled_error_file
+    if path is None:
+        return RuntimeError("nothing is known of it")
+    error: BaseException = pickle.loads(Path(path).read_bytes())
+    cause: BaseException | None = getattr(error, "cause", None)
+    return cause or error
+
+
+class _Asking(FIFOScheduler):  # type: ignore[misc]  # ray is untyped
+    """Lets another scheduler judge, but asks a trial to end instead of cutting it off.
+
+    Only STOP counts: the median rule would pause trials that have a turn waiting behind them.
+    """
+
+    def __init__(self, line: _Line, plan: Plan) -> None:
+        super().__init__()
+        self._line = line
+        self._inner: Any = plan.scheduler
+        self._label = plan.scheduler_name
+        self._asked: set[str] = set()
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        if trial.trial_id not in self._asked:
+            said = self._inner.on_trial_result(tune_controller, trial, result)
+            if said == TrialScheduler.STOP:
+                self._asked.add(trial.trial_id)
+                job = self._line.jobs[trial.trial_id]
+                self._line.driver.prune(job, f"{self._label} at step {result['step']}")
+        return str(TrialScheduler.CONTINUE)
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        self._inner.on_trial_add(tune_controller, trial)
+
+    def on_trial_complete(
+        self, tune_controller: Any, trial: Trial, result: dict[str, Any]
+    ) -> None:
+        self._inner.on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        self._inner.on_trial_error(tune_controller, trial)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        self._inner.on_trial_remove(tune_controller, trial)
+
+    def debug_string(self) -> str:
+        return str(self._inner.debug_string())

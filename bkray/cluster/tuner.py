@@ -1,0 +1,229 @@
+"""Runs a sweep: resolves it, writes ``sweep.json``, and lets a carrier run its trials."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bkray import trial
+from bkray.atomic import write_json
+from bkray.cluster.carriers import Parts, carry_here
+from bkray.cluster.driver import Driver, Identify
+from bkray.cluster.ledger import Ledger
+from bkray.cluster.record import describe
+from bkray.cluster.schedulers import choose, scheduler
+from bkray.cluster.search import Proposal, Search, propose
+from bkray.cluster.session import cores, places, session
+from bkray.config import TrialConfig
+from bkray.errors import ConfigError, ResumeError
+from bkray.overrides import Overrides, acting, build
+from bkray.sinks.parquet import ParquetSink
+from bkray.sinks.sink import SweepView
+from bkray.sweep import Sweep
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepOptions:
+    """What the user chose. ``None`` leaves a choice to the sweep, its preset or the machine.
+
+    ``source`` is how the sweep was named, to find it again: ``act``, or the path of a file.
+    ``gpus`` are per trial. ``seed`` is the sampler's; a trial's own is the override ``seed``.
+    """
+
+    out: Path
+    preset: str
+    source: str = ""
+    overrides: Overrides = field(default_factory=dict)
+    trials: int | None = None
+    sampler: str | None = None
+    scheduler: str | None = None
+    concurrency: int | None = None
+    local: bool = False
+    seed: int = 0
+    time_budget_seconds: float | None = None
+    address: str | None = None
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepOutcome:
+    """How a sweep ended: trials per outcome, and what ended it early, if anything.
+
+    ``n_reused`` proposals were equal to earlier ones and not trained again. ``first_failure`` is
+    the reason of the first trial that failed or ran out of memory.
+    """
+
+    folder: Path
+    outcomes: Mapping[str, int]
+    n_planned: int
+    n_reused: int
+    interrupted: bool
+    out_of_time: bool
+    first_failure: str
+
+
+PARTS = Parts(trial.run, ParquetSink)
+
+
+def run_sweep(
+    sweep: Sweep,
+    options: SweepOptions,
+    views: Sequence[SweepView] = (),
+    *,
+    parts: Parts = PARTS,
+    identify: Identify = trial.identify,
+) -> SweepOutcome:
+    """Run a sweep into the new folder ``options.out``; ``views`` see every event and stay open.
+
+    Args:
+        parts, identify: how a trial runs, is written down and gets its id; tests bring their own.
+
+    Raises:
+        ConfigError, DataError: what was asked for cannot be run.
+        ResumeError: the folder already holds a sweep.
+    """
+    search = resolve(sweep, options)
+    config = base_config(search)
+    chosen = choose(options.scheduler, sweep, local=options.local)
+    if options.local and (options.concurrency or 1) > 1:
+        raise ConfigError("--local runs one trial at a time: leave --concurrency out")
+    places(threads=config.threads, n_trials=1, asked=options.concurrency, n_cores=cores())
+    folder = _new_folder(options.out)
+    _, data_hash = identify(config)
+    _write_record(folder, search, options, chosen, data_hash)
+    ledger = Ledger(folder, search)
+    deadline = options.time_budget_seconds and time.time() + options.time_budget_seconds
+    driver = Driver(ledger, folder, views, identify=identify, deadline=deadline)
+    try:
+        with _ctrl_c(driver):
+            if options.local:
+                carry_here(driver, parts)
+            else:
+                _carry_on_tune(driver, parts, options, chosen, ledger.n_planned, config)
+    finally:
+        driver.close()
+        ledger.close()
+    return SweepOutcome(
+        folder=folder,
+        outcomes=dict(driver.outcomes),
+        n_planned=ledger.n_planned,
+        n_reused=ledger.n_reused,
+        interrupted=driver.stopping,
+        out_of_time=driver.out_of_time,
+        first_failure=driver.first_failure,
+    )
+
+
+def planned(sweep: Sweep, options: SweepOptions) -> list[Proposal]:
+    """Return what is known before the first trial runs: rivals, first points, the grid."""
+    search = resolve(sweep, options)
+    rivals = search.rivals()
+    points = [search.base | point for point in search.points()]
+    return rivals + [propose(len(rivals) + i, overrides) for i, overrides in enumerate(points)]
+
+
+def resolve(sweep: Sweep, options: SweepOptions) -> Search:
+    """Return the sweep with its preset and the user's choices laid over it."""
+    if options.preset not in sweep.presets:
+        known = ", ".join(sweep.presets)
+        raise ConfigError(f"preset must be one of {known}, got {options.preset!r}")
+    preset = sweep.presets[options.preset]
+    sampler = options.sampler or preset.sampler or sweep.sampler
+    whole_grid = sampler == "grid" and sampler != preset.sampler
+    return Search(
+        sweep=sweep,
+        preset=preset,
+        overrides=options.overrides,
+        sampler=sampler,
+        seed=options.seed,
+        n_trials=None
+        if options.trials is None and whole_grid
+        else _count(options.trials, preset.trials),
+    )
+
+
+def base_config(search: Search) -> TrialConfig:
+    """Return the config of a trial before the space has answered: its data, threads and length."""
+    return build(acting(search.base))
+
+
+def _count(asked: int | None, preset: int) -> int:
+    return preset if asked is None else asked
+
+
+def _new_folder(folder: Path) -> Path:
+    folder = folder.resolve()
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"the output folder {folder} is a file: give another --out")
+    if (folder / "sweep.json").exists() or (folder / "study.db").exists():
+        raise ResumeError(f"{folder} already holds a sweep: give another --out")
+    (folder / "trials").mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _write_record(
+    folder: Path, search: Search, options: SweepOptions, scheduler_name: str, data_hash: str
+) -> None:
+    chosen = {
+        "source": options.source or search.sweep.name,
+        "preset": options.preset,
+        "scheduler": scheduler_name,
+        "local": options.local,
+        "concurrency": options.concurrency,
+        "time_budget_seconds": options.time_budget_seconds,
+        "gpus": options.gpus,
+    }
+    write_json(folder / "sweep.json", describe(search, data_hash=data_hash) | chosen)
+
+
+def _carry_on_tune(
+    driver: Driver,
+    parts: Parts,
+    options: SweepOptions,
+    scheduler_name: str,
+    n_planned: int,
+    config: TrialConfig,
+) -> None:
+    with session(address=options.address, threads=config.threads, gpus=options.gpus) as ray:
+        from bkray.cluster.tune_carrier import Plan, carry_on_tune
+
+        n_cores = int(ray.cluster_resources().get("CPU", 0))
+        plan = Plan(
+            concurrency=places(
+                threads=config.threads,
+                n_trials=n_planned,
+                asked=options.concurrency,
+                n_cores=n_cores,
+            ),
+            threads=config.threads,
+            gpus=options.gpus,
+            scheduler=scheduler(scheduler_name, config),
+            scheduler_name=scheduler_name,
+        )
+        np.random.seed(options.seed)  # noqa: NPY002  Ray draws HyperBand's brackets from it
+        carry_on_tune(driver, parts, plan, str(options.out.resolve() / ".tune"))
+
+
+@contextmanager
+def _ctrl_c(driver: Driver) -> Iterator[None]:
+    """Let the first Ctrl-C stop the sweep cleanly, and the second do what it always does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(signum: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        driver.stop("ctrl-c")
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,116 @@
+"""SIMD lanes for numba: a vector of W neighbouring array elements that lives in registers.
+
+The arithmetic operators work lane by lane. numba's own loops over a short inner axis keep their
+state in memory between outer iterations; a scan written with lanes carries it in registers.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, overload, register_model
+
+FUSE = ("contract",)  # a * b + c may round once; keeps NaN, infinities and signs
+
+
+class Lanes(types.Type):
+    """The numba type of W floats of one dtype."""
+
+    def __init__(self, dtype: types.Float, width: int) -> None:
+        self.dtype, self.width = dtype, width
+        super().__init__(name=f"Lanes({dtype}, {width})")
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Lanes) -> None:
+        element = ir.FloatType() if fe_type.dtype == types.float32 else ir.DoubleType()
+        super().__init__(dmm, fe_type, ir.VectorType(element, fe_type.width))
+
+
+def _pointer(context: Any, builder: Any, signature: Any, args: Any, lanes: Lanes) -> Any:
+    """Address of ``array[index]`` as a pointer to lanes; the last axis must have stride 1."""
+    array_type, index_type = signature.args[:2]
+    array = context.make_array(array_type)(context, builder, args[0])
+    index = cgutils.unpack_tuple(builder, args[1], len(index_type))
+    address = cgutils.get_item_pointer(context, builder, array_type, array, index)
+    return builder.bitcast(address, context.get_value_type(lanes).as_pointer())
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load(typingctx: Any, array: Any, index: Any, width: Any) -> Any:
+    """Lanes ``array[index]`` and its right neighbours; ``width`` is a tuple of that length."""
+    lanes = Lanes(array.dtype, len(width))
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address = _pointer(context, builder, signature, args, lanes)
+        return builder.load(address, align=lanes.dtype.bitwidth // 8)
+
+    return lanes(array, index, width), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def store(typingctx: Any, array: Any, index: Any, lanes: Any) -> Any:
+    """Write the lanes to ``array[index]`` and its right neighbours."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address = _pointer(context, builder, signature, args, lanes)
+        builder.store(args[2], address, align=lanes.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, index, lanes), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def zero(typingctx: Any, array: Any, width: Any) -> Any:
+    """Lanes of zeros, of the dtype of ``array``."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return ir.Constant(context.get_value_type(signature.return_type), None)
+
+    return Lanes(array.dtype, len(width))(array, width), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def reciprocal(typingctx: Any, lanes: Any) -> Any:
+    """1 / lanes, rounded once."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        one = ir.Constant(args[0].type, [1.0] * lanes.width)
+        return builder.fdiv(one, args[0])
+
+    return lanes(lanes), emit
+
+
+def _arithmetic(operation: Callable[[Any, Any], Any], instruction: str) -> None:
+    @intrinsic  # type: ignore[untyped-decorator]
+    def lanewise(typingctx: Any, left: Any, right: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return getattr(builder, instruction)(*args, flags=FUSE)
+
+        return left(left, right), emit
+
+    @overload(operation, strict=False)  # type: ignore[untyped-decorator]
+    def operate(left: Any, right: Any) -> Any:
+        if isinstance(left, Lanes) and left == right:
+            return lambda left, right: lanewise(left, right)
+        return None
+
+
+_arithmetic(operator.add, "fadd")
+_arithmetic(operator.sub, "fsub")
+_arithmetic(operator.mul, "fmul")
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def take_ticket(typingctx: Any, counter: Any) -> Any:
+    """Return ``counter[0]`` and raise it by one, atomically: how threads share out tasks."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(counter)(context, builder, args[0])
+        return builder.atomic_rmw("add", array.data, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), emit

@@ -1,0 +1,441 @@
+"""What a sweep looks like in MLflow, and that nobody waits for it."""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bkray.errors import TrackingError
+from bkray.events import EvalDone, Event, MemoryPeak, StepsDone, TrialEnded, TrialStarted
+from bkray.sinks.mlflow import (
+    MlflowView,
+    Tracking,
+    open_store,
+    ui_address,
+    ui_command,
+    ui_environment,
+)
+from bkray.sinks.mlflow_client import PatientClient, StoreAwayError
+
+SWEPT = ("model.act_threshold", "model.act_lambda")
+AWAY = Tracking("http://127.0.0.1:1", None)  # nothing listens there
+
+
+@pytest.fixture(autouse=True)
+def _no_server_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def tracking(runs_dir: Path) -> Tracking:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        return open_store(runs_dir)
+
+
+def started(trial_id: str = "0123456789ab", attempt: int = 1, **changes: Any) -> TrialStarted:
+    fields: dict[str, Any] = {
+        "sweep": "act",
+        "arm": "",
+        "seed": 3,
+        "config": {
+            "model.act_threshold": 0.95,
+            "model.act_lambda": 0.01,
+            "model.n_seq": 128,
+            "optimizer.lr": 0.003,
+            "data.corpus": "stdlib",
+        },
+        "n_params": 250,
+        "causal": True,
+        "data_hash": "f" * 64,
+    }
+    return TrialStarted(trial_id=trial_id, attempt=attempt, **(fields | changes))
+
+
+def window(step: int, loss: float = 2.0, grad_norm: float = 0.5) -> StepsDone:
+    return StepsDone(
+        step=step,
+        tokens=100 * step,
+        loss_nats=(9.0,) * 15 + (loss,),
+        grad_norm=(1.0,) * 15 + (grad_norm,),
+        lr=0.001,
+        window_seconds=0.1,
+        metrics={"act/avg_layers_executed": 3.0},
+    )
+
+
+def evaluation(step: int, loss: float = 1.5) -> EvalDone:
+    layers = {"act/avg_layers_executed": 2.0}
+    return EvalDone(step=step, tokens=100 * step, split="val", loss_nats=loss, metrics=layers)
+
+
+def ended(step: int, outcome: str = "ok", reason: str = "all steps done") -> TrialEnded:
+    summary = {"best_val_loss_nats": 1.5, "final_val_loss_nats": math.nan, "steps": step}
+    return TrialEnded(step=step, outcome=outcome, reason=reason, summary=summary)
+
+
+def wait_until(so: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def view_of(tracking: Tracking, sweep_name: str, **options: Any) -> MlflowView:
+    meta = {"git_sha": "abc123", "host": "here"}
+    return MlflowView(tracking, "act", sweep_name, meta, SWEPT, **options)
+
+
+def show(tracking: Tracking, sweep_name: str, events: list[Event]) -> None:
+    view = view_of(tracking, sweep_name)
+    sink = view.trial("0123456789ab")
+    for event in events:
+        sink(event)
+    sink.close()
+    view.close()
+
+
+def runs_of(tracking: Tracking, sweep_name: str) -> tuple[Any, list[Any]]:
+    """The run of the sweep and the runs of its trials."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking.uri)
+    experiment = client.get_experiment_by_name("act")
+    everything = client.search_runs([experiment.experiment_id])
+    [sweep] = [run for run in everything if run.info.run_name == sweep_name]
+    parent = sweep.info.run_id
+    return sweep, [r for r in everything if r.data.tags.get("mlflow.parentRunId") == parent]
+
+
+def history(tracking: Tracking, run: Any, metric: str) -> list[tuple[int, float]]:
+    from mlflow import MlflowClient
+
+    told = MlflowClient(tracking.uri).get_metric_history(run.info.run_id, metric)
+    return [(point.step, point.value) for point in told]
+
+
+def test_a_trial_is_a_child_run_that_reads_well(tracking: Tracking) -> None:
+    peak = MemoryPeak(step=32, peak_mib=64.0)
+    events = [started(), window(16), window(32), evaluation(32), peak, ended(32)]
+    show(tracking, "reads-well", events)
+    sweep, [trial] = runs_of(tracking, "reads-well")
+    assert sweep.info.status == trial.info.status == "FINISHED"
+    assert sweep.data.tags["host"] == "here"
+    assert trial.info.run_name == "threshold=0.95 lambda=0.01 seed=3"
+    assert trial.data.params == {
+        "model.act_threshold": "0.95",
+        "model.act_lambda": "0.01",
+        "model.n_seq": "128",
+        "n_params": "250",
+    }
+    assert trial.data.metrics == {
+        "train/loss_nats": 2.0,
+        "train/grad_norm": 0.5,
+        "train/lr": 0.001,
+        "train/tokens": 3200.0,
+        "train/window_seconds": 0.1,
+        "train/act/avg_layers_executed": 3.0,
+        "act/avg_layers_executed": 2.0,
+        "val/loss_nats": 1.5,
+        "system/peak_memory_mib": 64.0,
+        "best/val_loss_nats": 1.5,
+        "final/steps": 32.0,
+    }
+    wanted = {
+        "outcome": "ok",
+        "stop_reason": "all steps done",
+        "seq_len": "128",
+        "seed": "3",
+        "config_hash": "0123456789ab",
+        "git_sha": "abc123",
+        "data_hash": "f" * 64,
+        "arm": "",
+        "nonfinite": "final/val_loss_nats",
+    }
+    assert wanted.items() <= trial.data.tags.items()
+    [data] = trial.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("stdlib", "f" * 36)
+
+
+def test_the_whole_config_is_an_artifact(tracking: Tracking, runs_dir: Path) -> None:
+    show(tracking, "artifact", [started(), ended(1)])
+    _, [trial] = runs_of(tracking, "artifact")
+    place = runs_dir / "mlflow-artifacts" / trial.info.run_id / "artifacts" / "config.json"
+    assert json.loads(place.read_text()) == started().config
+
+
+def test_of_the_steps_the_last_of_each_window_is_told(tracking: Tracking) -> None:
+    show(tracking, "thinned", [started(), window(16, 2.0), window(32, 1.0), ended(32)])
+    _, [trial] = runs_of(tracking, "thinned")
+    assert history(tracking, trial, "train/loss_nats") == [(16, 2.0), (32, 1.0)]
+
+
+def test_what_is_not_finite_is_named_and_not_told(tracking: Tracking) -> None:
+    show(tracking, "nan", [started(), window(16, math.nan, math.inf), ended(16, "diverged")])
+    _, [trial] = runs_of(tracking, "nan")
+    assert trial.data.tags["nonfinite"] == "final/val_loss_nats train/grad_norm train/loss_nats"
+    assert all(math.isfinite(v) and abs(v) < 1e300 for v in trial.data.metrics.values())
+    assert "train/loss_nats" not in trial.data.metrics
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [
+        ("ok", "FINISHED"),
+        ("pruned", "KILLED"),
+        ("interrupted", "KILLED"),
+        ("diverged", "FAILED"),
+        ("oom", "FAILED"),
+        ("failed", "FAILED"),
+    ],
+)
+def test_each_outcome_has_its_status(tracking: Tracking, outcome: str, status: str) -> None:
+    show(tracking, f"status-{outcome}", [started(), ended(1, outcome)])
+    _, [trial] = runs_of(tracking, f"status-{outcome}")
+    assert (trial.info.status, trial.data.tags["outcome"]) == (status, outcome)
+
+
+def test_a_trial_that_never_said_its_end_is_interrupted(tracking: Tracking) -> None:
+    view = view_of(tracking, "no-end")
+    closed, left = view.trial("a"), view.trial("b")
+    closed(started("a"))
+    left(started("b"))
+    closed.close()
+    view.close()
+    sweep, trials = runs_of(tracking, "no-end")
+    assert [run.data.tags["outcome"] for run in trials] == ["interrupted"] * 2
+    assert [run.info.status for run in (sweep, *trials)] == ["KILLED"] * 3
+
+
+def test_a_resumed_trial_goes_on_in_its_run_with_every_step_once(tracking: Tracking) -> None:
+    first = [started(), *(window(step) for step in (16, 32, 48)), ended(48, "interrupted")]
+    show(tracking, "resumed", first)
+    again = started(attempt=2, step=16)
+    show(tracking, "resumed", [again, *(window(s) for s in (32, 48, 64)), ended(64)])
+    sweep, [trial] = runs_of(tracking, "resumed")
+    assert [s for s, _ in history(tracking, trial, "train/loss_nats")] == [16, 32, 48, 64]
+    assert trial.data.metrics["final/steps"] == 64
+    assert (trial.data.tags["outcome"], trial.data.tags["attempt"]) == ("ok", "2")
+    assert sweep.info.status == trial.info.status == "FINISHED"
+
+
+def test_a_running_trial_has_no_outcome_of_an_earlier_attempt(tracking: Tracking) -> None:
+    show(tracking, "rerun", [started(), ended(1, "interrupted")])
+    view = view_of(tracking, "rerun")
+    view.trial("0123456789ab")(started(attempt=2))
+    wait_until(lambda: runs_of(tracking, "rerun")[1][0].data.tags["attempt"] == "2")
+    _, [trial] = runs_of(tracking, "rerun")
+    view.close()
+    assert trial.info.status == "RUNNING"
+    assert not trial.data.tags.keys() & {"outcome", "stop_reason"}
+
+
+def test_thousands_of_numbers_arrive(tracking: Tracking) -> None:
+    show(tracking, "many", [started(), *(window(16 * i) for i in range(1, 501)), ended(8000)])
+    _, [trial] = runs_of(tracking, "many")
+    assert len(history(tracking, trial, "train/lr")) == 500
+
+
+def test_a_closed_view_is_closed(tracking: Tracking) -> None:
+    view = view_of(tracking, "twice")
+    view.close()
+    view.close()
+    assert runs_of(tracking, "twice")[0].info.status == "FINISHED"
+
+
+def test_mlflow_says_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from bkray.sinks.mlflow import MlflowView, open_store\n"
+        "view = MlflowView(open_store(Path(sys.argv[1])), 'e', 'n', {}, ())\nview.close()\n"
+    )
+    command = [sys.executable, "-W", "error", "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_a_server_that_does_not_answer_is_one_clear_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:1")
+    began = time.monotonic()
+    with pytest.raises(TrackingError) as caught:
+        open_store(tmp_path)
+    assert time.monotonic() - began < 15
+    for word in ("http://***@127.0.0.1:1", "start that server", "unset MLFLOW_TRACKING_URI"):
+        assert word in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_folder_that_is_a_file_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(TrackingError, match="no MLflow store can be made in"):
+        open_store(tmp_path / "runs")
+
+
+def test_a_database_that_is_none_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("no database at all, and longer than a header " * 30)
+    with pytest.raises(TrackingError, match="move that file away"):
+        open_store(tmp_path)
+
+
+@pytest.mark.slow
+def test_several_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from bkray.sinks.mlflow import MlflowView, open_store\n"
+        "MlflowView(open_store(Path(sys.argv[1])), 'e', sys.argv[2], {}, ()).close()\n"
+    )
+    commands = [[sys.executable, "-c", code, str(tmp_path), f"s{i}"] for i in range(3)]
+    children = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in commands]
+    said = [child.communicate(timeout=120)[1] for child in children]
+    assert said == [""] * 3
+    assert [child.returncode for child in children] == [0] * 3
+
+
+def test_a_store_that_is_away_costs_the_trial_nothing_and_is_told_once() -> None:
+    told: list[str] = []
+    view = view_of(AWAY, "away", warn=told.append)
+    sink = view.trial("a")
+    began = time.monotonic()
+    for event in [started(), *(window(16 * i) for i in range(1, 2000)), ended(32000)]:
+        sink(event)
+    assert time.monotonic() - began < 1
+    wait_until(lambda: bool(told))
+    assert "training goes on and Parquet has it all" in told[0]
+    began = time.monotonic()
+    view.close()
+    assert time.monotonic() - began < 30
+    assert len(told) == 2  # once in the middle, once that the rest never came
+    assert "lacks the rest" in told[1]
+
+
+def test_a_store_that_comes_back_gets_what_waited(tracking: Tracking) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+
+    told: list[str] = []
+    answers: Iterator[Any] = iter([MlflowException("busy", TEMPORARILY_UNAVAILABLE), "taken"])
+
+    def request(_: object) -> Any:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    client = PatientClient(tracking, threading.Event(), told.append)
+    assert client.ask(request) == "taken"
+    assert len(told) == 1
+
+
+def test_a_request_that_is_refused_is_not_repeated(tracking: Tracking) -> None:
+    told: list[str] = []
+    client = PatientClient(tracking, threading.Event(), told.append)
+    assert client.ask(lambda c: c.get_run("0" * 32)) is None
+    assert len(told) == 1
+
+
+def test_a_closing_view_waits_for_no_store() -> None:
+    closing = threading.Event()
+    closing.set()
+    client = PatientClient(AWAY, closing, lambda _: None)
+    with pytest.raises(StoreAwayError):
+        client.ask(lambda c: c.search_experiments())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def served(runs_dir: Path, log: Path) -> Iterator[str]:
+    """The address of ``ui_command``, once it answers; the server is gone at the end."""
+    port = free_port()
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            ui_command(runs_dir, port),
+            env=ui_environment(),
+            stdout=out,
+            stderr=out,
+            cwd=log.parent,
+            start_new_session=True,
+        )
+    try:
+        wait_until(lambda: answers(ui_address(port) + "/health"), seconds=90)
+        yield ui_address(port)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait(20)
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_the_ui_serves_the_embedded_store_and_a_sweep_outlives_its_server(
+    tracking: Tracking, runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show(tracking, "served", [started(), window(16), ended(16)])
+    told: list[str] = []
+    with served(runs_dir, tmp_path / "server.log") as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        server = open_store(tmp_path / "unused")
+        assert server == Tracking(address, None)
+        _, [trial] = runs_of(server, "served")
+        assert trial.data.metrics["best/val_loss_nats"] == 1.5
+        get = f"{address}/get-artifact?path=config.json&run_uuid={trial.info.run_id}"
+        with urllib.request.urlopen(get, timeout=10) as response:
+            assert json.load(response)["model.n_seq"] == 128
+        view = MlflowView(server, "remote", "over-http", {}, SWEPT, warn=told.append)
+        sink = view.trial("a")
+        for event in [started("over-http"), window(16)]:
+            sink(event)
+        wait_until(lambda: metrics_of(tracking, "over-http") == {"train/loss_nats": 2.0})
+    assert not (tmp_path / "unused").exists()
+    assert told == []
+    for event in [window(32), ended(32)]:
+        sink(event)
+    began = time.monotonic()
+    view.close()
+    assert time.monotonic() - began < 31
+    assert told
+    assert metrics_of(tracking, "over-http") == {"train/loss_nats": 2.0}
+
+
+def metrics_of(tracking: Tracking, trial_id: str) -> dict[str, float]:
+    """The training loss of a trial of the experiment ``remote``, as far as it got there."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking.uri)
+    experiment = client.get_experiment_by_name("remote")
+    if experiment is None:
+        return {}
+    found = client.search_runs([experiment.experiment_id], f"tags.trial_id = '{trial_id}'")
+    metrics = found[0].data.metrics if found else {}
+    return {name: value for name, value in metrics.items() if name == "train/loss_nats"}
