@@ -12,8 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from bkray.errors import BkrayError, ConfigError
 from bkray.sweep import Sweep
@@ -36,13 +36,15 @@ Runs = Annotated[Path, typer.Option(help="Folder of all runs and of the embedded
 def main() -> None:
     """Run the command line; a mistake of the user is one message and status 2."""
     try:
+        sys.path.insert(0, "")  # model=package.module:build of the folder one stands in
         sys.exit(app(standalone_mode=False))
     except BkrayError as error:
         _fail(f"error: {error}", USER_ERROR)
-    except click.ClickException as error:
-        _fail(f"error: {error.format_message()}", USER_ERROR)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", INTERRUPTED)
+    except TyperException as error:  # an unknown verb or option
+        # no verb at all has shown the help already
+        _fail(f"error: {error}" if str(error) else "", USER_ERROR)
 
 
 @app.command(epilog="Example: bkray train mixer=attention train.steps=100")
@@ -58,16 +60,24 @@ def train(
     """
     from bkray.cluster.single import train_alone
     from bkray.overrides import build, parse
+    from bkray.sinks.console import ConsoleView
+    from bkray.trial import identify
 
     config = build(parse(overrides or []))
-    folder, ended = train_alone(config, out, runs / "train", quiet=as_json)
+    folder = out or runs / "train" / identify(config)[0]
+    view = None if as_json else ConsoleView(1)
+    ended = train_alone(config, folder, [view] if view else [])
+    if view:
+        view.close()
     if as_json:
         _print_json({"folder": str(folder), **ended})
     else:
         loss = ended["summary"].get("best_val_loss_nats")
-        print(f"{ended['outcome']}: best validation loss {loss} nats/token, in {folder}")
+        best = "no validation" if loss is None else f"best validation loss {loss:.4f} nats/token"
+        said = [best, ended["stop_reason"], ended["summary"].get("advice")]
+        print(f"{ended['outcome']}: {'; '.join(filter(None, said))}; in {folder}")
     if ended["outcome"] == "interrupted":
-        again = " ".join(["bkray train", *(overrides or []), "--out", str(folder)])
+        again = " ".join(["bkray train", *(overrides or []), f"--out {folder}"])
         print(f"go on with: {again}", file=sys.stderr)
         return INTERRUPTED
     return 0 if ended["outcome"] == "ok" else NO_SUCCESS
@@ -236,5 +246,9 @@ def _print_rich(renderable: "RenderableType") -> None:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    print(message, file=sys.stderr)
+    print(message or "give a verb, such as: bkray sweep act", file=sys.stderr)
     sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,9 +6,12 @@ and setting it is an error, so two equal configs always mean the same trial.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+MixerName = Literal["bk", "attention", "linear_recurrence"]
 
 
 class _Section(BaseModel):
@@ -27,7 +30,7 @@ class ModelConfig(_Section):
     options: dict[str, bool | int | float | str] | None = None
     n_seq: int = Field(128, ge=2)
     """Training context, in tokens."""
-    mixer: Literal["bk", "attention", "linear_recurrence"] | None = None
+    mixer: MixerName | None = None
     depth: Literal["dense", "act"] | None = None
     position: Literal["none", "learned", "rope"] | None = None
     d_model: int | None = Field(None, ge=2)
@@ -51,6 +54,8 @@ class ModelConfig(_Section):
     def _resolve(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
+        if given.get("mixer") not in (None, *get_args(MixerName)):
+            return given  # the field's own check says so; which knobs act is anyone's guess
         acting = _acting_knobs(given)
         idle = [
             name
@@ -79,6 +84,11 @@ class ModelConfig(_Section):
                 f"model.position=rope does nothing in a model with mixer={self.mixer}: "
                 "use none or learned"
             )
+        if self.depth == "act" and self.n_layers == 1:
+            raise ValueError(
+                "model.depth=act does nothing with model.n_layers=1: the last layer always stops; "
+                "set model.n_layers to at least 2 or model.depth=dense"
+            )
         return self
 
 
@@ -98,7 +108,7 @@ def _acting_knobs(given: Mapping[str, Any]) -> dict[str, Any]:
         "n_experts": 1,
     }
     if mixer == "bk":
-        knobs |= {"n_heads": 16, "n_values": 4}
+        knobs |= {"n_heads": 16, "n_values": 6}
     elif mixer == "attention":
         knobs |= {"n_heads": 4}
     if _whole(given.get("n_experts"), 1) > 1:
@@ -110,8 +120,8 @@ def _acting_knobs(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _whole(value: Any, default: int) -> int:
     try:
-        return default if value is None else int(value)
-    except (TypeError, ValueError):
+        return default if value is None else int(float(value))
+    except (TypeError, ValueError, OverflowError):
         return default  # the field's own check says what is wrong with it
 
 
@@ -148,13 +158,15 @@ class DataConfig(_Section):
         words = given.get("tokenizer") == "words"
         if given.get("vocab_size") is not None and not words:
             raise ValueError("data.vocab_size does nothing with data.tokenizer=bytes: it is 256")
-        return {**({"vocab_size": 8192} if words else {}), **given}
+        if words and given.get("vocab_size") is None:
+            return {**given, "vocab_size": 8192}
+        return given
 
 
 class OptimizerConfig(_Section):
     """AdamW, warm-up and cosine."""
 
-    lr: float = Field(3e-3, gt=0)
+    lr: float = Field(5e-3, gt=0)
     final_lr_fraction: float = Field(0.1, ge=0, le=1)
     warmup_steps: int = Field(40, ge=0)
     weight_decay: float = Field(0.1, ge=0)
@@ -197,7 +209,7 @@ class TrialConfig(_Section):
     data: DataConfig = Field(default_factory=lambda: DataConfig())
     optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig())
     train: TrainConfig = Field(default_factory=lambda: TrainConfig())
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     threads: int = Field(1, ge=1)
     """CPU threads of one trial: torch, numba and OpenMP alike."""
     arm: str = ""

@@ -70,6 +70,8 @@ def full_path(name: str) -> str:
     """
     if name == "model":  # model=package.module:build
         return "model.build"
+    if name.startswith("options."):
+        return f"model.{name}"
     known = config_paths()
     if name in known or name.startswith(_OPTIONS):
         return name

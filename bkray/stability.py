@@ -42,7 +42,7 @@ def judge(health: Health, event: StepsDone) -> tuple[Health, Verdict, tuple[Spik
                 reason = f"{name} is {value} at step {step}"
                 return seen, Verdict("diverged", reason, step), tuple(spikes)
         if last is not None and loss > SPIKE_RATIO * last:
-            spikes.append(Spiked(step=step, ratio=loss / last))
+            spikes.append(Spiked(step=step, ratio=loss / last if last else math.inf))
         last = loss
     state: Literal["healthy", "spiking"] = "spiking" if spikes else "healthy"
     verdict = Verdict(state, step=spikes[0].step) if spikes else Verdict(state)

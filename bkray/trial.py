@@ -162,6 +162,7 @@ def _count_attempt(folder: Path | None) -> int:
     """Return 1 for the first start of a trial in its folder, 2 for the next, and so on."""
     if folder is None:
         return 1
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "attempt.json"
     attempt = 1 + (json.loads(path.read_text())["attempt"] if path.exists() else 0)
     write_json(path, {"attempt": attempt})

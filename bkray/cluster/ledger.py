@@ -52,9 +52,7 @@ class Ledger:
         self._study = _open_study(self._storage, search.sweep)
         self._rivals = search.rivals()
         self._points = search.points()
-        self._n_trials = len(self._points) if search.n_trials is None else search.n_trials
-        if search.sampler == "grid":
-            self._n_trials = min(self._n_trials, len(self._points))
+        self._n_searched = search.n_searched
         self._rows: list[int] = []
         self._answers: dict[str, _Told] = {}
         self._running: dict[str, list[int]] = {}
@@ -62,11 +60,6 @@ class Ledger:
         self.n_reused = 0
         """Proposals that were answered by an equal one, without training."""
         self._recall()
-
-    @property
-    def n_planned(self) -> int:
-        """Rivals and searched trials together."""
-        return len(self._rivals) + self._n_trials
 
     def ask(self) -> Proposal | None:
         """Return the next trial to run, or ``None`` when nothing is left.
@@ -76,7 +69,7 @@ class Ledger:
         """
         if self._waiting:
             return self._waiting.pop(0)
-        while len(self._rows) < self._n_trials:
+        while len(self._rows) < self._n_searched:
             proposal = self._propose(len(self._rows))
             if self._take_in(proposal):
                 return proposal

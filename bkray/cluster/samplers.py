@@ -102,8 +102,8 @@ def spread(distribution: BaseDistribution, u: float) -> Any:
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     low, high, step = distribution.low, distribution.high, distribution.step
     if isinstance(distribution, IntDistribution) and distribution.log:
-        # half a unit on each side gives the ends their full share
-        return round(_log_between(low - 0.5, high + 0.5, u))
+        # half a unit on each side gives the ends their full share; a tie of rounding may pass them
+        return min(max(round(_log_between(low - 0.5, high + 0.5, u)), low), high)
     if distribution.log:
         return min(max(_log_between(low, high, u), low), high)
     if step is None:

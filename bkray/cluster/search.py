@@ -75,6 +75,18 @@ class Search:
         return list(unique.values())[: self.n_trials]
 
     @property
+    def n_searched(self) -> int:
+        """Trials beside the rivals; a grid may end before ``n_trials``."""
+        if self.sampler == "grid" or self.n_trials is None:
+            return len(self.points())
+        return self.n_trials
+
+    @property
+    def n_planned(self) -> int:
+        """Rivals and searched trials together."""
+        return len(self.rivals()) + self.n_searched
+
+    @property
     def space(self) -> Space:
         """The grid where one is walked and the sweep has its own, else the space."""
         walked = self.sweep.grid if self.sampler == "grid" else None

@@ -1,30 +1,48 @@
 """One trial by itself, in this process: what ``bkray train`` runs."""
 
 import json
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bkray import trial
-from bkray.cluster.carriers import Job, ask_to_stop, asked_to_stop, attempt, forget_stop
-from bkray.cluster.tuner import PARTS, ctrl_c
+from bkray.cluster.interrupt import on_ctrl_c
 from bkray.config import TrialConfig
-from bkray.overrides import flatten
-from bkray.sinks.sink import SweepView
+from bkray.errors import ConfigError
+from bkray.sinks.parquet import ParquetSink
+from bkray.sinks.sink import SweepView, Tee
+from bkray.train.loop import Ending
 
 
-def train_alone(
-    config: TrialConfig, out: Path | None, runs: Path, views: tuple[SweepView, ...]
-) -> tuple[Path, dict[str, Any]]:
-    """Train into ``out``, or ``runs/<trial id>``; return the folder and what ``outcome.json`` says.
+def train_alone(config: TrialConfig, folder: Path, views: Sequence[SweepView]) -> dict[str, Any]:
+    """Train in ``folder`` and return what its ``outcome.json`` says.
 
     A trial that ended ``ok`` there is not run again; any other goes on from its checkpoint.
 
     Raises:
-        ConfigError, DataError, ResumeError: nothing can be trained as configured.
+        ConfigError, DataError: nothing can be trained as configured.
+        ResumeError: the folder holds the checkpoint of another trial.
     """
-    trial_id, data_hash = trial.identify(config)
-    folder = out or runs / trial_id
-    written = folder / "outcome.json"
-    if written.exists():
-        ...
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"the output folder {folder} is a file: give another --out")
+    trial_id, _ = trial.identify(config)
+    outcome = folder / "outcome.json"
+    if not _is_done(folder, trial_id):
+        folder.mkdir(parents=True, exist_ok=True)
+        asked: list[Ending] = []
+        sink = Tee(ParquetSink(folder), *(view.trial(trial_id) for view in views))
+        with on_ctrl_c(lambda: asked.append(Ending("interrupted", "ctrl-c"))):
+            for event in trial.run(config, folder, stop=lambda: asked[0] if asked else None):
+                sink(event)
+        sink.close()
+    said: dict[str, Any] = json.loads(outcome.read_text())
+    return said
+
+
+def _is_done(folder: Path, trial_id: str) -> bool:
+    """Whether this very trial has ended ``ok`` in the folder."""
+    described, outcome = folder / "config.json", folder / "outcome.json"
+    if not (described.exists() and outcome.exists()):
+        return False
+    same = json.loads(described.read_text())["trial_id"] == trial_id
+    return same and json.loads(outcome.read_text())["outcome"] == "ok"

@@ -1,10 +1,7 @@
 """Runs a sweep: resolves it, writes ``sweep.json``, and lets a carrier run its trials."""
 
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from bkray import trial
 from bkray.atomic import write_json
 from bkray.cluster.carriers import Parts, carry_here
 from bkray.cluster.driver import Driver, Identify
+from bkray.cluster.interrupt import on_ctrl_c
 from bkray.cluster.ledger import Ledger
 from bkray.cluster.record import describe
 from bkray.cluster.schedulers import choose, scheduler
@@ -88,31 +86,34 @@ def run_sweep(
         ConfigError, DataError: what was asked for cannot be run.
         ResumeError: the folder already holds a sweep.
     """
+    folder = _free_folder(options.out)
     search = resolve(sweep, options)
     config = base_config(search)
     chosen = choose(options.scheduler, sweep, local=options.local)
     if options.local and (options.concurrency or 1) > 1:
         raise ConfigError("--local runs one trial at a time: leave --concurrency out")
     places(threads=config.threads, n_trials=1, asked=options.concurrency, n_cores=cores())
-    folder = _new_folder(options.out)
     _, data_hash = identify(config)
-    _write_record(folder, search, options, chosen, data_hash)
+    record = describe(search, data_hash=data_hash) | _choices(options, search, chosen)
+    (folder / "trials").mkdir(parents=True, exist_ok=True)
+    write_json(folder / "sweep.json", record)
     ledger = Ledger(folder, search)
-    deadline = options.time_budget_seconds and time.time() + options.time_budget_seconds
+    budget = options.time_budget_seconds
+    deadline = None if budget is None else time.time() + budget
     driver = Driver(ledger, folder, views, identify=identify, deadline=deadline)
     try:
-        with _ctrl_c(driver):
+        with on_ctrl_c(lambda: driver.stop("ctrl-c")):
             if options.local:
                 carry_here(driver, parts)
             else:
-                _carry_on_tune(driver, parts, options, chosen, ledger.n_planned, config)
+                _carry_on_tune(driver, parts, options, chosen, search.n_planned, config)
     finally:
         driver.close()
         ledger.close()
     return SweepOutcome(
         folder=folder,
         outcomes=dict(driver.outcomes),
-        n_planned=ledger.n_planned,
+        n_planned=search.n_planned,
         n_reused=ledger.n_reused,
         interrupted=driver.stopping,
         out_of_time=driver.out_of_time,
@@ -136,15 +137,14 @@ def resolve(sweep: Sweep, options: SweepOptions) -> Search:
     preset = sweep.presets[options.preset]
     sampler = options.sampler or preset.sampler or sweep.sampler
     whole_grid = sampler == "grid" and sampler != preset.sampler
+    trials = None if whole_grid else preset.trials
     return Search(
         sweep=sweep,
         preset=preset,
         overrides=options.overrides,
         sampler=sampler,
         seed=options.seed,
-        n_trials=None
-        if options.trials is None and whole_grid
-        else _count(options.trials, preset.trials),
+        n_trials=trials if options.trials is None else options.trials,
     )
 
 
@@ -153,24 +153,17 @@ def base_config(search: Search) -> TrialConfig:
     return build(acting(search.base))
 
 
-def _count(asked: int | None, preset: int) -> int:
-    return preset if asked is None else asked
-
-
-def _new_folder(folder: Path) -> Path:
+def _free_folder(folder: Path) -> Path:
     folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"the output folder {folder} is a file: give another --out")
     if (folder / "sweep.json").exists() or (folder / "study.db").exists():
         raise ResumeError(f"{folder} already holds a sweep: give another --out")
-    (folder / "trials").mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _write_record(
-    folder: Path, search: Search, options: SweepOptions, scheduler_name: str, data_hash: str
-) -> None:
-    chosen = {
+def _choices(options: SweepOptions, search: Search, scheduler_name: str) -> dict[str, Any]:
+    return {
         "source": options.source or search.sweep.name,
         "preset": options.preset,
         "scheduler": scheduler_name,
@@ -179,7 +172,6 @@ def _write_record(
         "time_budget_seconds": options.time_budget_seconds,
         "gpus": options.gpus,
     }
-    write_json(folder / "sweep.json", describe(search, data_hash=data_hash) | chosen)
 
 
 def _carry_on_tune(
@@ -208,22 +200,3 @@ def _carry_on_tune(
         )
         np.random.seed(options.seed)  # noqa: NPY002  Ray draws HyperBand's brackets from it
         carry_on_tune(driver, parts, plan, str(options.out.resolve() / ".tune"))
-
-
-@contextmanager
-def _ctrl_c(driver: Driver) -> Iterator[None]:
-    """Let the first Ctrl-C stop the sweep cleanly, and the second do what it always does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def stop(signum: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, before)
-        driver.stop("ctrl-c")
-
-    signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -15,6 +15,9 @@ V_MAX = 3.0
 BAND = (-3.5, -0.5)
 """Where ``E`` starts: inside the band of ``h = -2 + v``; at its edge memory fades within 10 tokens."""
 
+POTENTIAL_GAIN = 0.3
+"""The potential starts small: a strong random one scatters the waves that carry content (docs/log.md)."""
+
 RAW_ETA = (-4.0, 0.55)
 """``eta = softplus`` of these, from head to head: decay lengths from a hundred tokens to one."""
 
@@ -22,8 +25,10 @@ RAW_ETA = (-4.0, 0.55)
 class BKMixer(nn.Module):
     """Mix by ``y = (H - z)^-1 x`` of the sites seen so far, one ``z = E + i eta`` per head.
 
-    The features ``Re g, Im g, Re y, Im y`` are gated by the token and projected back to the width.
-    ``E`` and ``eta`` are learned; ``eta > 0`` by softplus, which is what bounds ``|g|`` by ``1/eta``.
+    Values enter scaled by ``sqrt(eta)``, which gives every head about the same power whatever its
+    reach. The features ``Re g, Im g, Re y, Im y`` are normed, gated by the token and projected back
+    to the width. ``E`` and ``eta`` are learned; ``eta > 0`` by softplus, which is what bounds ``|g|``
+    by ``1/eta``.
     """
 
     causal = True
@@ -33,7 +38,10 @@ class BKMixer(nn.Module):
         self.n_heads, self.n_values = n_heads, n_values
         n_features = 2 * (1 + n_values) * n_heads
         self.potential = nn.Linear(d_model, n_heads)
+        with torch.no_grad():
+            self.potential.weight.mul_(POTENTIAL_GAIN)
         self.values = nn.Linear(d_model, n_values * n_heads, bias=False)
+        self.norm = nn.RMSNorm(n_features)
         self.gate = nn.Linear(d_model, n_features)
         self.out = nn.Linear(n_features, d_model, bias=False)
         spread = torch.linspace(*BAND, n_heads) if n_heads > 1 else torch.tensor([sum(BAND) / 2])
@@ -43,8 +51,10 @@ class BKMixer(nn.Module):
     def forward(self, hidden_BND: Tensor, position_BN: Tensor) -> Tensor:
         u_BNH = self.potential(hidden_BND)
         h_BNH = V_MAX * torch.tanh(u_BNH / V_MAX) - 2.0
+        eta_H = softplus(self.raw_eta)
         x_BNKH = self.values(hidden_BND).unflatten(-1, (self.n_values, self.n_heads))
-        features_BNFH = causal_resolvent(h_BNH, x_BNKH, self.energy, softplus(self.raw_eta))
-        gated = features_BNFH.flatten(-2).to(hidden_BND.dtype) * silu(self.gate(hidden_BND))
+        features_BNFH = causal_resolvent(h_BNH, x_BNKH * eta_H.sqrt(), self.energy, eta_H)
+        normed = self.norm(features_BNFH.flatten(-2).to(hidden_BND.dtype))
+        gated = normed * silu(self.gate(hidden_BND))
         mixed: Tensor = self.out(gated)
         return mixed

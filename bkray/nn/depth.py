@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bkray.nn.block import Block
-from bkray.nn.moe import Routing
+from bkray.nn.moe import Experts, Routing
 
 
 class Deep(NamedTuple):
@@ -102,6 +102,8 @@ class ActDepth(nn.Module):
                 layers_BN = run.add_to(layers_BN, layer * stops_BM)
                 run = run.without(stops_BM)
             if run.hidden_BMD.shape[1] == 0:
+                idle = [block.feed_forward for block in blocks[layer:]]
+                routing += [experts.unused() for experts in idle if isinstance(experts, Experts)]
                 break
         return Deep(sum_BND, layers_BN, remainder_BN, tuple(routing))
 

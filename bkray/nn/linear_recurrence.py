@@ -1,5 +1,6 @@
 """A gated linear recurrence, the second rival. Letters as in ``mixer``."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
@@ -23,7 +24,9 @@ class LinearRecurrenceMixer(nn.Module):
         nn.init.uniform_(self.forget.bias, 0.0, 4.6)
 
     def forward(self, hidden_BND: Tensor, position_BN: Tensor) -> Tensor:
-        a_BND = self.forget(hidden_BND).sigmoid()
-        y_BND = doubling(a_BND, (1 - a_BND) * self.values(hidden_BND))
-        mixed: Tensor = self.out(y_BND * silu(self.gate(hidden_BND)))
+        # The scan stays in float32 under autocast: bf16 cannot tell a gate of 0.999 from 1.
+        precise = torch.promote_types(hidden_BND.dtype, torch.float32)
+        a_BND = self.forget(hidden_BND).to(precise).sigmoid()
+        y_BND = doubling(a_BND, (1 - a_BND) * self.values(hidden_BND).to(precise))
+        mixed: Tensor = self.out(y_BND.to(hidden_BND.dtype) * silu(self.gate(hidden_BND)))
         return mixed

@@ -57,3 +57,8 @@ class Experts(nn.Module):
         weighted = said * gate_Tk.flatten()[order, None].to(said.dtype)
         out_TD = torch.zeros_like(weighted[:1]).expand(len(x_TD), -1).index_add(0, token, weighted)
         return out_TD, Routing(count_E, probability_TE.sum(0))
+
+    def unused(self) -> Routing:
+        """Return the routing of a layer that no token reached."""
+        none_E = self.router.weight.new_zeros(len(self.experts))
+        return Routing(none_E.long(), none_E)

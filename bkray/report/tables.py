@@ -43,7 +43,7 @@ COLUMNS = (
 
 
 def collect(sweep_dir: Path) -> list[Row]:
-    """Return one row per trial, in the order of their ``number`` where they have one, else of id.
+    """Return one row per trial, in the order in which they were proposed.
 
     A trial without ``outcome.json`` is still running, or was killed: its outcome is
     ``interrupted`` and its stop reason ``None``.
@@ -52,8 +52,9 @@ def collect(sweep_dir: Path) -> list[Row]:
         ConfigError: the folder is not that of a sweep.
     """
     swept = _sweep(sweep_dir)["swept"]
-    trials = [(_json(path), path.parent) for path in sweep_dir.glob("trials/*/config.json")]
-    trials.sort(key=lambda trial: (trial[0].get("number", math.inf), trial[0]["trial_id"]))
+    folders = [path.parent for path in sweep_dir.glob("trials/*/config.json")]
+    folders.sort(key=lambda folder: _json(folder / "proposal.json")["number"])
+    trials = [(_json(folder / "config.json"), folder) for folder in folders]
     rows = [_row(config, _outcome(folder, config["attempt"]), swept) for config, folder in trials]
     for row in rows:
         row.update(_relative_to_dense(row, _deepest_dense(rows, row["seed"])))

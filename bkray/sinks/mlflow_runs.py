@@ -181,8 +181,9 @@ class TrialRun:
 
 def _metric_key(row: Row) -> str:
     """Return the name in MLflow, which knows no split: ``act/...`` is the validation's there."""
-    if row.kind == "steps" and not row.name.startswith("train/"):
-        return f"train/{row.name}"
+    mixed_up = row.kind in ("steps", "eval") and row.split != "val"
+    if mixed_up and not row.name.startswith(f"{row.split}/"):
+        return f"{row.split}/{row.name}"
     return row.name
 
 

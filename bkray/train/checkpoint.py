@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +67,9 @@ def load(folder: Path, trial_id: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
+        _check_sums(path)
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError) as error:
+    except (RuntimeError, OSError, BadZipFile) as error:
         raise ResumeError(f"{path} cannot be read ({error}): delete it to start again") from error
     if state["trial_id"] != trial_id:
         raise ResumeError(
@@ -75,6 +77,14 @@ def load(folder: Path, trial_id: str) -> dict[str, Any] | None:
             "package version is another one; choose another --out, or delete the folder"
         )
     return state
+
+
+def _check_sums(path: Path) -> None:
+    """Raise ``BadZipFile`` where a byte is not as it was written: ``torch.load`` does not look."""
+    with ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise BadZipFile(f"{damaged} fails its checksum")
 
 
 def restore(

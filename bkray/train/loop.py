@@ -105,7 +105,7 @@ def train_window(run: Run) -> StepsDone:
     progress.tokens += (last - first + 1) * plan.batch_size * run.config.model.n_seq
     progress.train_seconds += seconds
     progress.norm_sum += sum(norms)
-    progress.norm_square_sum += sum(norm**2 for norm in norms)
+    progress.norm_square_sum += sum(norm * norm for norm in norms)
     means = {name: sum(values) / len(values) for name, values in series.items()}
     progress.metrics |= means
     return StepsDone(

@@ -45,7 +45,7 @@ def optimizer_step(
     _give_every_parameter_a_gradient(model)
     numbers["grad_norm"] = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
     optimizer.step()
-    return numbers, load_LE if count_LE is None else count_LE / count_LE.sum(1, keepdim=True)
+    return numbers, load_LE if count_LE is None else _share(count_LE, load_LE)
 
 
 def losses(
@@ -94,7 +94,7 @@ def balance(prediction: Prediction, load_LE: Tensor | None, n_tokens: int) -> Te
     n_experts = probability_LE.shape[1]
     if load_LE is None:
         load_LE = torch.full_like(probability_LE, 1 / n_experts)
-    return (n_experts * (load_LE[: len(probability_LE)] * probability_LE).sum(1)).mean()
+    return (n_experts * (load_LE * probability_LE).sum(1)).mean()
 
 
 def _add(count_LE: Tensor | None, prediction: Prediction) -> Tensor | None:
@@ -102,6 +102,14 @@ def _add(count_LE: Tensor | None, prediction: Prediction) -> Tensor | None:
         return count_LE
     routed_LE = torch.stack([r.count_E for r in prediction.routing]).to(torch.float32)
     return routed_LE if count_LE is None else count_LE + routed_LE
+
+
+def _share(count_LE: Tensor, before_LE: Tensor | None) -> Tensor:
+    """Return each expert's share of its layer's tokens; a layer without any keeps its share."""
+    if before_LE is None:
+        before_LE = torch.full_like(count_LE, 1 / count_LE.shape[1])
+    total_L1 = count_LE.sum(1, keepdim=True)
+    return torch.where(total_L1 > 0, count_LE / total_L1, before_LE)
 
 
 def _give_every_parameter_a_gradient(model: nn.Module) -> None:

@@ -55,7 +55,7 @@ def summary(trial: Run, measured: dict[str, float]) -> dict[str, Any]:
     progress, config = trial.progress, trial.config
     steps = progress.step
     mean = progress.norm_sum / steps if steps else math.nan
-    variance = progress.norm_square_sum / steps - mean**2 if steps else math.nan
+    variance = progress.norm_square_sum / steps - mean * mean if steps else math.nan
     spikes = progress.health.spike_count
     columns = {
         "causal": bool(getattr(trial.model, "causal", False)),
@@ -73,7 +73,7 @@ def summary(trial: Run, measured: dict[str, float]) -> dict[str, Any]:
         "train_seconds": progress.train_seconds,
         "peak_memory_mib": measure.peak_memory_mib(trial.device),
         "grad_norm_mean": mean,
-        "grad_norm_std": math.sqrt(variance) if variance > 0 else variance,
+        "grad_norm_std": 0.0 if variance < 0 else math.sqrt(variance),  # below 0 by rounding alone
         "spike_count": spikes,
         "ponder_cost": progress.metrics.get("act/ponder_cost"),
         "spikes_per_1000_steps": 1000 * spikes / steps if steps else None,

@@ -1,6 +1,7 @@
 """What every sink promises: any event, in order, and a quiet close."""
 
 import io
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -116,22 +117,28 @@ def live_console(folder: Path) -> Kind:
 
 
 def mlflow(folder: Path) -> Kind:
-    tracking = open_store(folder)
+    tracking = open_store(folder.parent)  # one for the module: a new one takes seconds
 
     def losses() -> list[float]:
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking.uri)
-        [run] = client.search_runs(["1"], f"tags.trial_id = '{STARTED.trial_id}'")
+        known = client.get_experiment_by_name(folder.name)
+        [run] = client.search_runs([known.experiment_id], f"tags.trial_id = '{STARTED.trial_id}'")
         return [m.value for m in client.get_metric_history(run.info.run_id, "val/loss_nats")]
 
-    return _of_view(MlflowView(tracking, "act", "sweep", {}, ()), losses)
+    return _of_view(MlflowView(tracking, folder.name, "sweep", {}, ()), losses)
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(params=[null, in_memory, tee, parquet, plain_console, live_console, mlflow])
-def kind(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kind:
+def kind(request: pytest.FixtureRequest, parent: Path, monkeypatch: pytest.MonkeyPatch) -> Kind:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    made = request.param(tmp_path)
+    made = request.param(parent / uuid.uuid4().hex)
     assert isinstance(made, Kind)
     return made
 

@@ -53,7 +53,7 @@ def write_trial(
     attempt: int = 1,
     outcome: dict[str, Any] | None = None,
     config: dict[str, Any] | None = None,
-    **more: Any,
+    number: int | None = None,
 ) -> None:
     folder = sweep / "trials" / trial_id
     folder.mkdir(parents=True)
@@ -67,8 +67,10 @@ def write_trial(
         "n_params": 1000,
         "causal": True,
         "data_hash": "abc",
-        **more,
     }
+    n_before = len(list((sweep / "trials").iterdir())) - 1
+    proposal = {"number": n_before if number is None else number, "arm": arm, "overrides": {}}
+    (folder / "proposal.json").write_text(json.dumps(proposal))
     (folder / "config.json").write_text(json.dumps(content))
     if outcome is not None:
         ended = {"attempt": attempt, "outcome": "ok", "stop_reason": "", "step": 40, "summary": {}}
@@ -139,11 +141,11 @@ def test_a_deepest_arm_that_failed_is_not_replaced_by_a_shallower_one(tmp_path: 
     assert [row["val_ppl_relative_to_dense"] for row in collect(folder)] == [None, None]
 
 
-def test_rows_come_by_number_where_there_is_one_else_by_id(tmp_path: Path) -> None:
+def test_rows_come_in_the_order_of_the_proposals(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path)
-    for trial_id, more in (("c", {}), ("z", {"number": 1}), ("b", {}), ("a", {"number": 10})):
-        write_trial(folder, trial_id, **more)
-    assert [row["trial_id"] for row in collect(folder)] == ["z", "a", "b", "c"]
+    for trial_id, number in (("c", 2), ("z", 1), ("a", 10)):
+        write_trial(folder, trial_id, number=number)
+    assert [row["trial_id"] for row in collect(folder)] == ["z", "c", "a"]
 
 
 def test_a_folder_without_sweep_is_an_error_that_says_what_to_give(tmp_path: Path) -> None:

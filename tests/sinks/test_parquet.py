@@ -130,6 +130,17 @@ def test_a_resumed_trial_has_every_step_once_and_the_later_numbers(tmp_path: Pat
     assert not [r for r in table if r["kind"] == "eval"]  # both lay beyond step 96
 
 
+def test_an_interrupted_trial_that_goes_on_where_it_stopped_has_one_end(tmp_path: Path) -> None:
+    for attempt, start, outcome in [(1, 0, "interrupted"), (2, 16, "ok")]:
+        sink = ParquetSink(tmp_path)
+        sink(started(attempt=attempt, step=start))
+        sink(window(start + 16, 1.0))
+        sink(ended(start + 16, outcome, steps=start + 16))
+    table = read_rows(tmp_path).to_pylist()
+    assert [r["value"] for r in table if r["kind"] == "end"] == [32.0]
+    assert sorted(losses(tmp_path)) == list(range(1, 33))
+
+
 def test_an_attempt_that_died_before_it_wrote_takes_nothing_away(tmp_path: Path) -> None:
     first = ParquetSink(tmp_path)
     first(started())
@@ -140,7 +151,7 @@ def test_an_attempt_that_died_before_it_wrote_takes_nothing_away(tmp_path: Path)
 
 
 def test_three_attempts_are_cut_at_the_earliest_later_start(tmp_path: Path) -> None:
-    for attempt, start, end in [(1, 0, 48), (2, 32, 64), (3, 16, 32)]:
+    for attempt, start, end in [(1, 0, 48), (2, 48, 64), (3, 16, 32)]:
         sink = ParquetSink(tmp_path)
         sink(started(attempt=attempt, step=start))
         for step in range(start + 16, end + 1, 16):

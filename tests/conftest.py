@@ -1,0 +1,31 @@
+"""Fixtures of the whole suite: one thread, a token cache of its own, a small text to train on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tiny import write_text
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep prepared corpora out of the user's cache, and thread counts out of later processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BKRAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+            patch.setenv(name, "1")
+        yield
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """A trial sets the number of threads for its process; each test starts from one again."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of 40 kB of text with words, repeats and surprises."""
+    return write_text(tmp_path_factory.mktemp("corpus") / "text.txt", seed=0)

@@ -1,0 +1,54 @@
+"""Every example runs as its first lines say."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def say(*words: str, runs: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=runs,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_a_trial_runs_from_python(tmp_path: Path) -> None:
+    ended = say(str(ROOT / "examples" / "a_trial.py"), runs=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "step 40:" in ended.stdout
+    assert "ok:" in ended.stdout
+
+
+def test_an_own_model_trains_by_its_dotted_path(tmp_path: Path) -> None:
+    words = ["train", "model=examples.own_model:build", "options.width=24", "n_seq=32"]
+    sizes = ["train.steps=12", "train.eval_every=6", "train.batch_size=4", "--json"]
+    ended = say("-m", "bkray.cli", *words, *sizes, runs=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    said = json.loads(ended.stdout)
+    assert said["outcome"] == "ok"
+    assert said["summary"]["speedup_measured"] is None  # there is no dense twin to compare with
+    config = json.loads((tmp_path / said["folder"] / "config.json").read_text())["config"]
+    assert config["model.options.width"] == 24
+
+
+@pytest.mark.parametrize("carrier", [["--local"], []], ids=["plain", "ray"])
+def test_an_own_sweep_runs_from_its_file(tmp_path: Path, carrier: list[str]) -> None:
+    sweep = str(ROOT / "examples" / "own_sweep.py")
+    words = ["sweep", sweep, "--preset", "smoke", "--trials", "2", "train.steps=10", "--json"]
+    ended = say("-m", "bkray.cli", *words, *carrier, runs=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    said = json.loads(ended.stdout)
+    assert sum(said["outcomes"].values()) == 2
+    assert len(said["pareto_front"]) == 1

@@ -1,0 +1,87 @@
+"""Models and texts small enough to test with. Letters: B batch, N sites, V vocabulary."""
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bkray.config import TrialConfig
+from bkray.nn.build import language_model
+from bkray.nn.depth import ActDepth
+from bkray.nn.lm import LanguageModel
+from bkray.overrides import build
+
+VOCABULARY = 11
+STOP, GO = 0, 1
+"""Tokens at which a model ``steered`` by hand halts at layer 1, and never."""
+
+MIXERS: dict[str, dict[str, Any]] = {
+    "bk": {"model.mixer": "bk", "model.n_heads": 4, "model.n_values": 2},
+    "attention": {"model.mixer": "attention", "model.n_heads": 2},
+    "linear_recurrence": {"model.mixer": "linear_recurrence"},
+}
+
+
+def tiny_config(mixer: str = "linear_recurrence", **knobs: Any) -> TrialConfig:
+    """Return a config of three layers of width 16; ``knobs`` are last parts of config paths."""
+    size = {"model.d_model": 16, "model.n_layers": 3, "model.n_seq": 16, "model.d_hidden": 24}
+    return build({**size, **MIXERS[mixer], **knobs})
+
+
+def tiny_model(
+    mixer: str = "linear_recurrence",
+    *,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    **knobs: Any,
+) -> LanguageModel:
+    """Return a small language model, in float64 unless told otherwise."""
+    torch.manual_seed(seed)
+    return language_model(tiny_config(mixer, **knobs).model, VOCABULARY).to(dtype)
+
+
+def random_tokens(n_rows: int, n_sites: int, seed: int = 0) -> Tensor:
+    """Return tokens (B, N) below ``VOCABULARY``."""
+    return torch.randint(
+        VOCABULARY, (n_rows, n_sites), generator=torch.Generator().manual_seed(seed)
+    )
+
+
+def steer(model: LanguageModel) -> None:
+    """Let halting depend strongly on the token: ``STOP`` halts at once, ``GO`` never, others vary.
+
+    Channel 0 of the embedding says when to halt, and the halting units read it.
+    """
+    assert isinstance(model.depth, ActDepth)
+    with torch.no_grad():
+        wish = model.embedding.weight[:, 0]
+        wish.copy_(torch.linspace(-2, 2, len(wish)))
+        wish[STOP], wish[GO] = 30.0, -30.0
+        for unit in model.depth.halting:
+            nn.init.zeros_(unit.up.weight)
+            nn.init.zeros_(unit.up.bias)
+            nn.init.zeros_(unit.down.weight)
+            unit.up.weight[0, 0] = unit.up.weight[1, 1] = 1.0
+            unit.down.weight[0, 0], unit.down.weight[0, 1] = 2.0, 1.0
+            nn.init.constant_(unit.down.bias, -1.0)
+
+
+def uneven_rows(n_sites: int) -> Tensor:
+    """Return tokens of four rows: one that stops at once, one that never does, two mixed."""
+    mixed = random_tokens(2, n_sites, seed=5)
+    return torch.cat([torch.full((1, n_sites), STOP), torch.full((1, n_sites), GO), mixed])
+
+
+def write_text(path: Path, seed: int, n_words: int = 8000) -> Path:
+    """Write ``n_words`` words of a small language with a grammar of its own."""
+    choose = random.Random(seed)
+    words = ["".join(choose.choices("abcdefgh", k=choose.randint(2, 7))) for _ in range(40)]
+    follows: Mapping[str, list[str]] = {word: choose.sample(words, 3) for word in words}
+    said = [words[0]]
+    while len(said) < n_words:
+        said.append(choose.choice(follows[said[-1]]))
+    path.write_text(" ".join(said) + "\n", encoding="utf-8")
+    return path
