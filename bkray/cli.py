@@ -98,7 +98,9 @@ def sweep(
     runs: Runs = Path("runs"),
     seed: Annotated[int, typer.Option(help="Seed of the sampler.")] = 0,
     time_budget: Annotated[str | None, typer.Option(help="Such as 90s, 30m or 2h.")] = None,
-    dry_run: Annotated[bool, typer.Option(help="Show what is known to be tried, run none.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Show what is known to be tried, run none.")
+    ] = False,
     local: Annotated[bool, typer.Option(help="In this process, one by one, without Ray.")] = False,
     as_json: AsJson = False,
 ) -> int:
@@ -186,8 +188,10 @@ def _run(value: Sweep, options: "SweepOptions", runs: Path, as_json: bool) -> in
 
     search = resolve(value, options)
     swept, total = search.swept(), search.n_planned
-    views: list["SweepView"] = [
-        MlflowView(open_store(runs), value.name, options.out.name, {"preset": options.preset}, swept)
+    views: list[SweepView] = [
+        MlflowView(
+            open_store(runs), value.name, options.out.name, {"preset": options.preset}, swept
+        )
     ]
     views += [] if as_json else [ConsoleView(total, swept=swept)]
     try:

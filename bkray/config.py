@@ -1,15 +1,14 @@
 """The configuration of one trial: frozen, strict, typed, and the same on every carrier.
 
 A config is built from *overrides*, a flat mapping from config paths to values
-(``{"model.d_model": 128}``). A knob of the model that does nothing in the model at hand is ``None``,
-and setting it is an error, so two equal configs always mean the same trial.
+(``{"model.d_model": 128}``). A knob of the model that does nothing in the model at hand is
+``None``, and setting it is an error, so two equal configs always mean the same trial.
 """
 
 from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-
 
 MixerName = Literal["bk", "attention", "linear_recurrence"]
 
@@ -26,7 +25,8 @@ class ModelConfig(_Section):
     """
 
     build: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
-    """Dotted path of the user's own model, ``package.module:function``; ``options`` are its knobs."""
+    """Dotted path of the user's own model, ``package.module:function``; ``options`` are its
+    knobs."""
     options: dict[str, bool | int | float | str] | None = None
     n_seq: int = Field(128, ge=2)
     """Training context, in tokens."""
@@ -143,7 +143,7 @@ class DataConfig(_Section):
     """Which text, and how it becomes tokens."""
 
     corpus: str = "stdlib"
-    """``stdlib`` (Python's own library), or the path of a text file, a folder, a WikiText folder."""
+    """``stdlib`` (Python's own library), or the path of a text file, a folder, a WikiText one."""
     tokenizer: Literal["bytes", "words"] = "bytes"
     vocab_size: int | None = Field(None, ge=2)
     """Words kept by ``tokenizer=words``; the rest become ``<unk>``."""

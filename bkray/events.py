@@ -1,8 +1,8 @@
-"""What a trial says while it runs: values, made by ``trial.run``, read by sinks, tuner and reports.
+"""What a trial says while it runs: values, made by ``trial.run``, read by sinks and the tuner.
 
-Each event turns into rows keyed by (kind, step, split, name); with trial id and attempt in front they
-are the rows of the Parquet files and the metrics of MLflow, so names follow the MLflow conventions:
-``train/ val/ best/ final/ stability/ act/ moe/ speed/ system/``.
+Each event turns into rows keyed by (kind, step, split, name); with trial id and attempt in front
+they are the rows of the Parquet files and the metrics of MLflow, so names follow the MLflow
+conventions: ``train/ val/ best/ final/ stability/ act/ moe/ speed/ system/``.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,8 +33,8 @@ class StepsDone:
     """At most 16 optimizer steps, copied from the device at once; the last of them is ``step``.
 
     ``loss_nats`` (cross-entropy per token) and ``grad_norm`` (before clipping) hold one number per
-    step. ``tokens`` counts from the first step of the trial, ``window_seconds`` is this window alone.
-    ``metrics`` are means over the window, under their full names.
+    step. ``tokens`` counts from the first step of the trial, ``window_seconds`` is this window
+    alone. ``metrics`` are means over the window, under their full names.
     """
 
     step: int
@@ -59,7 +59,7 @@ class EvalDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What a clock saw in evaluation mode, under full names such as ``speed/tokens_per_second``."""
+    """What a clock saw in evaluation mode, under full names: ``speed/speedup_measured``."""
 
     step: int
     metrics: Mapping[str, float]
@@ -137,6 +137,6 @@ def rows(event: Event) -> Iterator[Row]:
 
 
 def metric_name(column: str) -> str:
-    """Return the metric of a summary column: ``best_val_ppl`` is ``best/val_ppl``, ``steps`` ``final/steps``."""
+    """Return a column's metric: ``best/val_ppl`` for ``best_val_ppl``, ``final/steps`` for ``steps``."""
     group, _, rest = column.partition("_")
     return f"{group}/{rest}" if group in ("best", "final") else f"final/{column}"

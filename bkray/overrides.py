@@ -1,7 +1,7 @@
 """Overrides: flat mappings from config paths to values, the same words everywhere.
 
-Command line, sweep files, search spaces, Parquet and MLflow all speak of ``model.act_lambda``. A last
-part that is unique may stand alone: ``act_lambda``.
+Command line, sweep files, search spaces, Parquet and MLflow all speak of ``model.act_lambda``. A
+last part that is unique may stand alone: ``act_lambda``.
 """
 
 import difflib
@@ -24,8 +24,8 @@ def build(overrides: Overrides) -> TrialConfig:
     """Return the resolved config.
 
     Raises:
-        ConfigError: an unknown path (the nearest ones are named), a value that is not allowed, or a
-            knob that does nothing in the chosen model.
+        ConfigError: an unknown path (the nearest ones are named), a value that is not allowed, or
+            a knob that does nothing in the chosen model.
     """
     nested: dict[str, Any] = {}
     for name, value in overrides.items():
@@ -41,7 +41,7 @@ def build(overrides: Overrides) -> TrialConfig:
 
 
 def flatten(config: TrialConfig) -> dict[str, Any]:
-    """Return config path to value for every knob that acts; ``build`` of it gives the config back."""
+    """Return path to value for every knob that acts; ``build`` of it gives the config back."""
     return dict(_leaves(config.model_dump(exclude_none=True), ""))
 
 
@@ -52,7 +52,7 @@ def trial_id(config: TrialConfig, data_hash: str, version: str) -> str:
 
 
 def parse(words: Iterable[str]) -> dict[str, Any]:
-    """Return overrides from ``path=value`` words; values read as JSON where they can, else as text."""
+    """Return overrides from ``path=value`` words; a value that is no JSON is text."""
     overrides: dict[str, Any] = {}
     for word in words:
         name, equals, text = word.partition("=")

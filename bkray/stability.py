@@ -1,4 +1,4 @@
-"""The judge of a running trial: a pure fold over events. Its verdict is a value; others act on it."""
+"""The judge of a running trial: a pure fold over events; others act on its verdict."""
 
 import math
 from dataclasses import dataclass

@@ -43,7 +43,7 @@ class Objective:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """How far a sweep goes. ``overrides`` lie over those of the sweep; ``trials`` counts searched ones."""
+    """How far a sweep goes: searched trials, and overrides that lie over those of the sweep."""
 
     trials: int
     overrides: Overrides = field(default_factory=dict)
@@ -59,8 +59,9 @@ def no_rivals(base: Overrides) -> Sequence[Arm]:
 class Sweep:
     """``bkray sweep`` runs one of these by name, or the ``SWEEP`` of a user's file.
 
-    ``grid`` is the space that ``--sampler grid`` walks, where it differs from ``space``. ``first`` are
-    points tried before the sampler is asked. ``rivals`` gets the base overrides and returns the arms.
+    ``grid`` is the space that ``--sampler grid`` walks, where it differs from ``space``. ``first``
+    are points tried before the sampler is asked. ``rivals`` gets the base overrides and returns
+    the arms.
     """
 
     name: str

@@ -77,7 +77,7 @@ def run(
 
 
 def use_threads(n_threads: int) -> None:
-    """Give torch, numba and OpenMP so many threads each, here and in processes started from here."""
+    """Give torch, numba and OpenMP so many threads each, here and in child processes."""
     torch.set_num_threads(n_threads)
     set_threads(n_threads)
     os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(n_threads)

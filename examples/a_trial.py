@@ -1,6 +1,6 @@
 """One trial from Python: a config in, events out.
 
-    python examples/a_trial.py
+python examples/a_trial.py
 """
 
 from bkray import build

@@ -35,4 +35,5 @@ class ConvolutionModel(nn.Module):
 def build(config: TrialConfig, vocab_size: int) -> nn.Module:
     """Return the model; its own knobs are ``model.options.width`` and ``model.options.layers``."""
     options = config.model.options or {}
-    return ConvolutionModel(vocab_size, int(options.get("width", 64)), int(options.get("layers", 2)))
+    width, n_layers = int(options.get("width", 64)), int(options.get("layers", 2))
+    return ConvolutionModel(vocab_size, width, n_layers)

@@ -1,6 +1,6 @@
 """A sweep of your own over a model of your own.
 
-    bkray sweep examples/own_sweep.py --preset smoke
+bkray sweep examples/own_sweep.py --preset smoke
 """
 
 from bkray import Objective, Preset, Sweep

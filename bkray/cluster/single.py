@@ -45,4 +45,4 @@ def _is_done(folder: Path, trial_id: str) -> bool:
     if not (described.exists() and outcome.exists()):
         return False
     same = json.loads(described.read_text())["trial_id"] == trial_id
-    return same and json.loads(outcome.read_text())["outcome"] == "ok"
+    return bool(same and json.loads(outcome.read_text())["outcome"] == "ok")

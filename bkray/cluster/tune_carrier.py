@@ -158,6 +158,10 @@ class _Line:
     jobs: dict[str, Job] = field(default_factory=dict)
     error: Exception | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tune pickles its callbacks at the start; nothing is ever restored from that."""
+        return object, ()
+
     def next_job(self, tune_id: str) -> Job | None:
         if self.error is not None:
             return None

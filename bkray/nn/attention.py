@@ -1,4 +1,4 @@
-"""Causal softmax attention with rotary positions, the first rival. Letters as in ``mixer``; H heads."""
+"""Causal softmax attention, the first rival. Letters as in ``mixer``; H heads, C channels."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ ROPE_BASE = 10_000.0
 
 
 class AttentionMixer(nn.Module):
-    """Multi-head attention over the sites seen so far; ``rope`` turns queries and keys by position."""
+    """Multi-head attention over the sites seen so far; ``rope`` turns queries and keys."""
 
     causal = True
 

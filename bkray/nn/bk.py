@@ -10,13 +10,13 @@ from torch.nn.functional import silu, softplus
 from bkray.ops.tridiagonal import causal_resolvent
 
 V_MAX = 3.0
-"""Largest potential. Smooth and bounded, so the energies stay near the band that ``E`` is spread over."""
+"""Largest potential; bounded, so that ``h`` stays near the energies ``E`` is spread over."""
 
 BAND = (-3.5, -0.5)
-"""Where ``E`` starts: inside the band of ``h = -2 + v``; at its edge memory fades within 10 tokens."""
+"""Where ``E`` starts: inside the band of ``h``; at its edge memory fades within 10 tokens."""
 
 POTENTIAL_GAIN = 0.3
-"""The potential starts small: a strong random one scatters the waves that carry content (docs/log.md)."""
+"""The potential starts small: a strong random one scatters the waves that carry content."""
 
 RAW_ETA = (-4.0, 0.55)
 """``eta = softplus`` of these, from head to head: decay lengths from a hundred tokens to one."""
@@ -26,9 +26,9 @@ class BKMixer(nn.Module):
     """Mix by ``y = (H - z)^-1 x`` of the sites seen so far, one ``z = E + i eta`` per head.
 
     Values enter scaled by ``sqrt(eta)``, which gives every head about the same power whatever its
-    reach. The features ``Re g, Im g, Re y, Im y`` are normed, gated by the token and projected back
-    to the width. ``E`` and ``eta`` are learned; ``eta > 0`` by softplus, which is what bounds ``|g|``
-    by ``1/eta``.
+    reach. The features ``Re g, Im g, Re y, Im y`` are normed, gated by the token and projected
+    back to the width. ``E`` and ``eta`` are learned; ``eta > 0`` by softplus, which is what bounds
+    ``|g|`` by ``1/eta``.
     """
 
     causal = True

@@ -9,8 +9,8 @@ from bkray.nn.moe import Experts, FeedForward, Routing
 class Block(nn.Module):
     """Norm, mixer, norm, feed-forward, each added to the residual stream.
 
-    ``running_BN`` marks the tokens that are really there; what lies behind them in a row is padding,
-    which no expert sees. ``None`` means all.
+    ``running_BN`` marks the tokens that are really there; what lies behind them in a row is
+    padding, which no expert sees. ``None`` means all.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Depth policies: how many layers a token runs through.
 
-Letters: B batch, N sites of the whole sequence, M sites still running (padded behind each row's own
-tokens to the longest row), D width.
+Letters: B batch, N sites of the whole sequence, M sites still running (padded behind each row's
+own tokens to the longest row), D width.
 """
 
 import math
@@ -22,7 +22,7 @@ class Deep(NamedTuple):
     layers_BN: Tensor
     """Layers run by each token, whole numbers."""
     remainder_BN: Tensor | None
-    """Weight left at the stop, ``1 - c_{l-1}``; carries the gradient of the ponder cost. ACT only."""
+    """ACT only: weight left at the stop, ``1 - c_{l-1}``; has the ponder cost's gradient."""
     routing: tuple[Routing, ...]
 
 
@@ -54,15 +54,15 @@ class HaltingUnit(nn.Module):
 
 
 class ActDepth(nn.Module):
-    """Adaptive computation time: a token stops where its halting probabilities add up to the threshold.
+    """A token stops where its halting probabilities add up to the threshold.
 
-    ``c_l = c_{l-1} + p_l``; a token stops at the first layer with ``c_l >= threshold``, and always at
-    the last one. The result is the sum of its states weighted by ``p_l`` and, at the stop, by the
-    remainder ``1 - c_{l-1}``: the weights of a token add up to 1.
+    ``c_l = c_{l-1} + p_l``; a token stops at the first layer with ``c_l >= threshold``, and always
+    at the last one. The result is the sum of its states weighted by ``p_l`` and, at the stop, by
+    the remainder ``1 - c_{l-1}``: the weights of a token add up to 1.
 
     Stopped tokens leave the sequence. The running ones are gathered, in order, into a shorter
-    sequence for the next layer, whatever the rest of the batch does: a stopped token is invisible to
-    deeper layers.
+    sequence for the next layer, whatever the rest of the batch does: a stopped token is invisible
+    to deeper layers.
 
     Source: Graves 2016, Adaptive Computation Time for Recurrent Neural Networks; stopping by
     compaction is ours.

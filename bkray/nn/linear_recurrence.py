@@ -8,7 +8,7 @@ from bkray.ops.linear_recurrence import doubling
 
 
 class LinearRecurrenceMixer(nn.Module):
-    """Mix by ``y_t = a_t y_{t-1} + (1 - a_t) x_t`` per channel, the gate ``a`` chosen by the token.
+    """Mix by ``y_t = a_t y_{t-1} + (1 - a_t) x_t`` per channel; the token sets ``a``.
 
     Gates start between 0.5 and 0.99, so that channels forget over 2 to 100 tokens.
     """

@@ -10,8 +10,8 @@ class Mixer(Protocol):
     """Moves content between the sites of a sequence.
 
     ``causal`` claims that site ``t`` depends on sites ``0..t`` alone, also when the sequence is a
-    part of a longer one whose stopped tokens were taken out; the contract suite checks the claim, and
-    the language model refuses a mixer that does not make it.
+    part of a longer one whose stopped tokens were taken out; the contract suite checks the claim,
+    and the language model refuses a mixer that does not make it.
     """
 
     causal: bool

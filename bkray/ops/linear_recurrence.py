@@ -1,4 +1,4 @@
-"""The gated linear recurrence ``y_t = a_t y_{t-1} + b_t``. Letters: B batch, N sites, D channels."""
+"""The gated linear recurrence ``y_t = a_t y_{t-1} + b_t``. B batch, N sites, D channels."""
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ def reference(gate_BND: Tensor, input_BND: Tensor) -> Tensor:
 def doubling(gate_BND: Tensor, input_BND: Tensor) -> Tensor:
     """Return the same ``y`` in ``ceil(log2 N)`` rounds.
 
-    Round r joins each site with the one ``2^r`` before it: two steps ``(a, b)`` after ``(a', b')`` are
-    the one step ``(a a', a b' + b)``. No division, so gates may be 0.
+    Round r joins each site with the one ``2^r`` before it: two steps ``(a, b)`` after ``(a', b')``
+    are the one step ``(a a', a b' + b)``. No division, so gates may be 0.
     """
     n = input_BND.shape[1]
     y_BND, product_BND = input_BND, gate_BND

@@ -33,11 +33,12 @@ def causal_resolvent(
 ) -> Tensor:
     """Return the left Green's function and the resolvent applied to values, site by site.
 
-    ``g_t = 1 / (h_t - z - g_{t-1})`` and ``y_t = g_t (x_t - y_{t-1})`` with ``z = energy + i eta``:
-    the last diagonal entry, and the last entry on the values, of ``(H_t - z)^-1`` for the chain of
-    sites ``0..t`` with couplings 1. Site ``t`` depends on sites ``0..t`` alone. A NaN at a site is
-    a NaN in all features of its head from that site on. The scan runs in float64 when an input is
-    float64, else in float32, also under autocast. Differentiable once, in all five inputs.
+    ``g_t = 1 / (h_t - z - g_{t-1})`` and ``y_t = g_t (x_t - y_{t-1})`` with ``z = energy + i
+    eta``: the last diagonal entry, and the last entry on the values, of ``(H_t - z)^-1`` for the
+    chain of sites ``0..t`` with couplings 1. Site ``t`` depends on sites ``0..t`` alone. A NaN at
+    a site is a NaN in all features of its head from that site on. The scan runs in float64 when an
+    input is float64, else in float32, also under autocast. Differentiable once, in all five
+    inputs.
 
     Args:
         h_BNH: (B, N, H), on-site energies.

@@ -269,7 +269,10 @@ def _value_back(
         store(dx, (row, t + shift, k, head), u_re)
         y_re = load(features, (row, t, re, head), width)
         y_im = load(features, (row, t, im, head), width)
-        pull_re, pull_im = load(pull, (t - first, 0, 0), width), load(pull, (t - first, 1, 0), width)
+        pull_re, pull_im = (
+            load(pull, (t - first, 0, 0), width),
+            load(pull, (t - first, 1, 0), width),
+        )
         store(pull, (t - first, 0, 0), pull_re + y_re * u_re + y_im * u_im)
         store(pull, (t - first, 1, 0), pull_im + y_re * u_im - y_im * u_re)
     store(carry, (re, 0), u_re)

@@ -41,7 +41,7 @@ def save(
     progress: Progress,
     load_LE: Tensor | None,
 ) -> None:
-    """Write ``folder/last.pt`` in one piece: a killed process leaves the old file or the new one."""
+    """Write ``folder/last.pt`` in one piece: a kill leaves the old file or the new one."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {
         "trial_id": trial_id,
@@ -90,7 +90,7 @@ def _check_sums(path: Path) -> None:
 def restore(
     state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[Progress, Tensor | None]:
-    """Put weights, optimizer and random numbers back; return the progress and the experts' load."""
+    """Put weights, optimizer and random numbers back; return progress and the experts' load."""
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["torch_rng"])

@@ -4,6 +4,7 @@ Letters: B batch, N sites.
 """
 
 import fcntl
+import math
 import os
 import resource
 import statistics
@@ -17,8 +18,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-ROUNDS = 7
+ROUNDS = 9
 """Paired timings; the median of their ratios is what counts on a shared machine."""
+
+SHORTEST_SECONDS = 0.02
+"""Passes shorter than this are repeated within a timing: one slice of the scheduler is 4 ms."""
 
 
 class Speed(NamedTuple):
@@ -42,31 +46,37 @@ def speed(
     model: nn.Module, rival: nn.Module | None, tokens_BN: Tensor, *, rounds: int = ROUNDS
 ) -> Speed:
     """Time the model, and in turn its rival, in evaluation mode after one warm-up each."""
-    own, others = [], []
+    timed = [model] if rival is None else [model, rival]
+    seconds: list[list[float]] = [[] for _ in timed]
     with machine_lock():
-        for warm in (model, rival):
-            if warm is not None:
-                _seconds(warm, tokens_BN)
-        for _ in range(rounds):
-            own.append(_seconds(model, tokens_BN))
-            if rival is not None:
-                others.append(_seconds(rival, tokens_BN))
-    ratios = [other / mine for other, mine in zip(others, own, strict=False)]
-    speedup = statistics.median(ratios) if ratios else None
-    return Speed(statistics.median(own) / tokens_BN.numel(), speedup)
+        for one in timed:
+            _seconds(one, tokens_BN, 1)  # warms up
+        shortest = min(_seconds(one, tokens_BN, 1) for one in timed)
+        repeats = max(1, math.ceil(SHORTEST_SECONDS / shortest))
+        for round_ in range(rounds):
+            # Turns alternate, so that whoever comes second does not always find a warm cache.
+            for i in range(len(timed)) if round_ % 2 else reversed(range(len(timed))):
+                seconds[i].append(_seconds(timed[i], tokens_BN, repeats))
+    ratios = [other / own for own, other in zip(*seconds, strict=True)] if rival else []
+    return Speed(
+        statistics.median(seconds[0]) / tokens_BN.numel(),
+        statistics.median(ratios) if ratios else None,
+    )
 
 
 @torch.no_grad()
-def _seconds(model: nn.Module, tokens_BN: Tensor) -> float:
+def _seconds(model: nn.Module, tokens_BN: Tensor, repeats: int) -> float:
+    """Return the mean time of one forward pass."""
     was_training = model.training
     model.eval()
     _wait(tokens_BN.device)
     start = time.perf_counter()
-    model(tokens_BN)
+    for _ in range(repeats):
+        model(tokens_BN)
     _wait(tokens_BN.device)
     seconds = time.perf_counter() - start
     model.train(was_training)
-    return seconds
+    return seconds / repeats
 
 
 def _wait(device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""One optimizer step. Letters: B batch, N sites, V vocabulary, L layers with experts, E experts."""
+"""One optimizer step. B batch, N sites, V vocabulary, L layers with experts, E experts."""
 
 from collections.abc import Sequence
 
@@ -53,8 +53,8 @@ def losses(
 ) -> Numbers:
     """Return ``total``, which is trained on, and its parts, each a mean over tokens.
 
-    ``loss_nats`` is the cross-entropy; ``act/ponder_cost`` layers run plus remainder (Graves 2016);
-    ``moe/balance`` is 1 for an even router and ``E`` for one that knows a single expert.
+    ``loss_nats`` is the cross-entropy; ``act/ponder_cost`` layers run plus remainder (Graves
+    2016); ``moe/balance`` is 1 for an even router and ``E`` for one that knows a single expert.
     """
     numbers = {"loss_nats": token_loss_nats(prediction, targets_BN).mean()}
     total = numbers["loss_nats"]
@@ -113,7 +113,7 @@ def _share(count_LE: Tensor, before_LE: Tensor | None) -> Tensor:
 
 
 def _give_every_parameter_a_gradient(model: nn.Module) -> None:
-    """A layer that no token reached has no gradient; zero keeps its weight decay and momentum going."""
+    """A layer that no token reached has none; zero keeps its decay and momentum going."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

@@ -13,7 +13,7 @@ from bkray.train.loop import Run
 
 
 def measure_speed(trial: Run, vocab_size: int) -> dict[str, float]:
-    """Time the model in evaluation mode, beside a dense one of the sweep's depth on the same batch."""
+    """Time the model in evaluation mode beside a dense one of the sweep's depth."""
     config = trial.config
     tokens_BN = trial.validation[0][: config.train.batch_size].to(trial.device)
     rival = None

@@ -10,7 +10,7 @@ from bkray.config import TrialConfig
 from bkray.events import EvalDone, Event, StepsDone, TrialEnded, TrialStarted
 from bkray.overrides import flatten, trial_id
 from bkray.sinks.parquet import ParquetSink, last_attempt
-from bkray.sweep import Objective, Trial
+from bkray.sweep import Objective, Preset, Sweep, Trial
 from bkray.train.loop import Stop
 
 FAILS, DIVERGES, OUT_OF_MEMORY, DIES = 0.11, 0.22, 0.33, 0.44
@@ -36,6 +36,7 @@ def run(config: TrialConfig, folder: Path, *, sweep: str, stop: Stop) -> Iterato
         causal=True,
         data_hash="data",
     )
+    per_step = config.train.batch_size * config.model.n_seq
     outcome, reason, step, best = "ok", "", 0, math.inf
     while step < config.train.steps and outcome == "ok":
         step += 10
@@ -46,7 +47,7 @@ def run(config: TrialConfig, folder: Path, *, sweep: str, stop: Stop) -> Iterato
         loss = math.nan if dropout == DIVERGES else loss_of(config) + 1 / step
         yield StepsDone(
             step=step,
-            tokens=step * 100,
+            tokens=step * per_step,
             loss_nats=(loss,) * 10,
             grad_norm=(1.0,) * 10,
             lr=0.1,
@@ -56,7 +57,7 @@ def run(config: TrialConfig, folder: Path, *, sweep: str, stop: Stop) -> Iterato
             outcome, reason = "diverged", f"loss is nan at step {step}"
         elif step % config.train.eval_every == 0:
             best = min(best, loss)
-            yield EvalDone(step=step, tokens=step * 100, split="val", loss_nats=loss)
+            yield EvalDone(step=step, tokens=step * per_step, split="val", loss_nats=loss)
         if outcome == "ok" and (ending := stop()) is not None:
             outcome, reason = ending
     summary = {
@@ -83,3 +84,21 @@ def suggest(trial: Trial) -> dict[str, object]:
 
 LOSS = Objective(column="best_val_loss_nats", direction="minimize")
 SPEED = Objective(column="speedup_measured", direction="maximize")
+
+
+def point(dropout: float, lr: float = 10**-2.5) -> dict[str, object]:
+    return {"model.dropout": dropout, "optimizer.lr": lr}
+
+
+def sweep_of(*first: dict[str, object], n_trials: int, **changes: object) -> Sweep:
+    """A sweep over the stand-in with the preset ``p``; ``first`` are its first points."""
+    given: dict[str, object] = {
+        "name": "t",
+        "space": suggest,
+        "objectives": (LOSS,),
+        "base": {"train.steps": 40, "train.eval_every": 10},
+        "presets": {"p": Preset(trials=n_trials)},
+        "sampler": "qmc",
+        "first": first,
+    }
+    return Sweep(**(given | changes))  # type: ignore[arg-type]

@@ -1,0 +1,49 @@
+"""How many trials run at once, and what a worker is told."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from bkray.cluster.session import cores, places, worker_environment
+from bkray.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("threads", "n_trials", "asked", "n_cores", "expected"),
+    [
+        (1, 10, None, 4, 4),
+        (2, 10, None, 5, 2),
+        (1, 3, None, 8, 3),
+        (4, 10, None, 4, 1),
+        (1, 10, 2, 4, 2),
+        (2, 1, 2, 4, 1),
+        (1, 0, None, 4, 1),
+    ],
+)
+def test_trials_fill_the_cores_but_no_more(
+    threads: int, n_trials: int, asked: int | None, n_cores: int, expected: int
+) -> None:
+    found = places(threads=threads, n_trials=n_trials, asked=asked, n_cores=n_cores)
+    assert found == expected
+
+
+@pytest.mark.parametrize(("threads", "asked"), [(1, 5), (2, 3), (5, None), (1, 0), (1, -1)])
+def test_more_threads_than_cores_are_refused(threads: int, asked: int | None) -> None:
+    with pytest.raises(ConfigError, match="concurrency"):
+        places(threads=threads, n_trials=9, asked=asked, n_cores=4)
+
+
+def test_there_is_at_least_one_core() -> None:
+    assert cores() >= 1
+
+
+def test_a_worker_gets_its_threads_and_finds_the_users_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    told = worker_environment(3)
+    assert told["OMP_NUM_THREADS"] == told["NUMBA_NUM_THREADS"] == "3"
+    paths = told["PYTHONPATH"].split(":")
+    assert paths[0] == str(tmp_path)
+    assert not any(path.startswith(sys.base_prefix) and "lib" in path for path in paths)

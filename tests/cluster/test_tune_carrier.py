@@ -1,0 +1,169 @@
+"""Sweeps of the stand-in on Ray Tune: the events of the plain carrier, and no deadlock."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import standin
+from standin import DIES, DIVERGES, FAILS, OUT_OF_MEMORY, point, sweep_of
+from views import Remembering
+
+from bkray.cluster.session import session
+from bkray.cluster.tuner import SweepOptions, SweepOutcome, run_sweep
+from bkray.errors import ConfigError
+from bkray.events import EvalDone, TrialEnded
+from bkray.overrides import Overrides
+from bkray.sinks.parquet import read_rows
+from bkray.sweep import Sweep, Trial
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_session() -> Iterator[None]:
+    """One session for all tests here; ``run_sweep`` joins it and leaves it up."""
+    with session(address=None, threads=1, gpus=0):
+        yield
+
+
+def run(sweep: Sweep, out: Path, *views: Remembering, **options: Any) -> SweepOutcome:
+    chosen = SweepOptions(**({"out": out, "preset": "p", "scheduler": "none"} | options))
+    return run_sweep(sweep, chosen, views, parts=standin.PARTS, identify=standin.identify)
+
+
+def test_views_see_what_they_see_on_the_plain_carrier(tmp_path: Path) -> None:
+    sweep = sweep_of(point(FAILS), point(OUT_OF_MEMORY), point(DIVERGES), n_trials=5)
+    plain, tune = Remembering(), Remembering()
+    a = run(sweep, tmp_path / "plain", plain, local=True)
+    b = run(sweep, tmp_path / "tune", tune, concurrency=1)
+    assert repr(tune.events) == repr(plain.events)  # NaN is not equal to itself
+    assert a.outcomes == b.outcomes == Counter(failed=1, oom=1, diverged=1, ok=2)
+    for trial_id, _ in plain.trials:
+        folders = [tmp_path / name / "trials" / trial_id for name in ("plain", "tune")]
+        assert read_rows(folders[0]) == read_rows(folders[1])
+        written = [(folder / "outcome.json").read_text() for folder in folders]
+        assert written[0] == written[1]
+
+
+def test_bad_trials_do_not_hold_up_two_at_a_time(tmp_path: Path) -> None:
+    view = Remembering()
+    bad = [point(dropout) for dropout in (DIES, FAILS, OUT_OF_MEMORY, DIVERGES)]
+    ended = run(sweep_of(*bad, n_trials=8), tmp_path, view, concurrency=2)
+    assert ended.outcomes == Counter(failed=2, oom=1, diverged=1, ok=4)
+    assert view.endings[0][1].startswith("the worker died: ActorDiedError")
+    for trial_id, sink in view.trials:
+        outcome = json.loads((tmp_path / "trials" / trial_id / "outcome.json").read_text())
+        last = sink.events[-1]
+        assert isinstance(last, TrialEnded)
+        assert outcome["outcome"] == last.outcome
+        assert [event.step for event in sink.events] == sorted(e.step for e in sink.events)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "study.db",
+        "sweep.json",
+        "trials",
+    ]
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "hyperband", "median"])
+def test_a_scheduler_ends_the_worse_trials_early(tmp_path: Path, scheduler: str) -> None:
+    good_then_bad = [point(0.0, 10**-2.5 * 10 ** (i / 8)) for i in range(8)]
+    view = Remembering()
+    ended = run(
+        sweep_of(*good_then_bad, n_trials=8),
+        tmp_path,
+        view,
+        concurrency=1,
+        scheduler=scheduler,
+    )
+    outcomes = Counter(ended.outcomes)
+    assert outcomes["pruned"] >= 1
+    assert outcomes["pruned"] + outcomes["ok"] == 8
+    assert view.endings[0] == ("ok", "")  # the best one
+    for _, sink in view.trials:
+        last = sink.events[-1]
+        assert isinstance(last, TrialEnded)
+        if last.outcome == "pruned":
+            assert last.reason == f"{scheduler} at step {last.step}"
+            assert last.step < 40
+            # it ended at the evaluation that condemned it, and its loss is kept
+            assert isinstance(sink.events[-2], EvalDone)
+            assert last.summary["best_val_loss_nats"] == pytest.approx(sink.events[-2].loss_nats)
+
+
+def test_a_typo_in_the_space_ends_the_sweep_with_its_own_message(tmp_path: Path) -> None:
+    def space(trial: Trial) -> Overrides:
+        trial.suggest_float("model.dropout", 0.0, 0.5)
+        return {"model.n_layer": 3}
+
+    with pytest.raises(ConfigError, match=r"model\.n_layer.*model\.n_layers"):
+        run(sweep_of(n_trials=3, space=space), tmp_path)
+
+
+def test_a_view_that_breaks_ends_the_sweep_with_its_own_error(tmp_path: Path) -> None:
+    class Breaking(Remembering):
+        def trial(self, trial_id: str) -> Any:
+            if len(self.trials) == 1:
+                raise OSError("no space left on the view")
+            return super().trial(trial_id)
+
+    with pytest.raises(OSError, match="no space left on the view"):
+        run(sweep_of(n_trials=4), tmp_path, Breaking(), concurrency=1)
+
+
+def test_more_gpus_than_there_are_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="gpus=64"):
+        run(sweep_of(n_trials=1), tmp_path, gpus=64)
+
+
+PROGRAM = """
+import os, pathlib, signal, sys
+sys.path.insert(0, {here!r})
+import standin
+from bkray.cluster.session import session
+from bkray.cluster.tuner import SweepOptions, run_sweep
+from bkray.events import EvalDone
+from standin import DIES, FAILS, point, sweep_of
+from views import Remembering
+
+class Impatient(Remembering):
+    said = False
+    def trial(self, trial_id):
+        super().trial(trial_id)
+        return self
+    def __call__(self, event):
+        self.trials[-1][1](event)
+        if isinstance(event, EvalDone) and not self.said:
+            self.said = True
+            os.killpg(0, signal.SIGINT)
+
+def run(name, sweep, *views):
+    options = SweepOptions(out=pathlib.Path({out!r}) / name, preset="p", concurrency=2)
+    ended = run_sweep(sweep, options, views, parts=standin.PARTS, identify=standin.identify)
+    print(name, ended.interrupted, sorted(ended.outcomes.items()))
+
+with session(address=None, threads=1, gpus=0):
+    run("bad", sweep_of(point(DIES), point(FAILS), n_trials=4))
+    endless = sweep_of(n_trials=9, base={{"train.steps": 10**9, "train.eval_every": 10}})
+    run("endless", endless, Impatient())
+"""
+
+
+def test_ray_says_nothing_and_ctrl_c_lets_trials_end_by_themselves(tmp_path: Path) -> None:
+    program = PROGRAM.format(here=str(Path(__file__).parent), out=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        start_new_session=True,  # Ctrl-C reaches the whole group, as on a terminal
+    )
+    assert done.stderr == ""
+    first, second = done.stdout.splitlines()
+    assert first == "bad False [('failed', 2), ('ok', 2)]"
+    assert second in (f"endless True [('interrupted', {n})]" for n in (1, 2))
+    assert done.returncode == 0

@@ -1,0 +1,232 @@
+"""What every language model that ships must do: each mixer x depth policy x experts x positions.
+
+Letters: B batch, N sites, V vocabulary. Equality is judged in float64, where routing and halting do
+not flip by rounding.
+"""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bkray.errors import ConfigError
+from bkray.nn.block import Block
+from bkray.nn.build import feed_forward
+from bkray.nn.depth import DenseDepth
+from bkray.nn.lm import LanguageModel, Prediction
+from bkray.nn.own_model import largest_leak
+from tiny import (
+    GO,
+    MIXERS,
+    STOP,
+    VOCABULARY,
+    random_tokens,
+    steer,
+    tiny_config,
+    tiny_model,
+    uneven_rows,
+)
+
+SITES = 16
+EXPERTS: dict[str, dict[str, Any]] = {
+    "one": {},
+    "4 top 1": {"n_experts": 4, "top_k": 1},
+    "4 top 2": {"n_experts": 4, "top_k": 2},
+}
+POSITIONS = {mixer: ("none", "learned") for mixer in MIXERS} | {
+    "attention": ("none", "learned", "rope")
+}
+COMBINATIONS = [
+    (mixer, depth, experts, position)
+    for mixer, depth, experts in itertools.product(MIXERS, ("dense", "act"), EXPERTS)
+    for position in POSITIONS[mixer]
+]
+
+
+def combined(combination: tuple[str, str, str, str], **further: Any) -> LanguageModel:
+    """Return the model of a combination; one with ACT halts very differently from token to token."""
+    mixer, depth, experts, position = combination
+    knobs = {"depth": depth, "position": position, **EXPERTS[experts], **further}
+    model = tiny_model(mixer, **knobs)
+    if depth == "act":
+        steer(model)
+    return model
+
+
+@pytest.fixture(params=COMBINATIONS, ids="-".join)
+def combination(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def tolerance(combination: tuple[str, str, str, str]) -> float:
+    """Exact where nothing is gathered; else sums may be taken in another order."""
+    _, depth, experts, _ = combination
+    return 0.0 if (depth, experts) == ("dense", "one") else 1e-10
+
+
+@torch.no_grad()
+def test_tokens_after_t_move_no_logit_at_or_before_t(combination: Any) -> None:
+    model, tokens = combined(combination), uneven_rows(SITES)
+    before = model(tokens).logits_BNV
+    allowed = tolerance(combination)
+    for t in range(SITES - 1):
+        for later in (STOP, GO, None):
+            other = tokens.clone()
+            other[:, t + 1 :] = random_tokens(4, SITES - t - 1, seed=t) if later is None else later
+            after = model(other).logits_BNV
+            assert (after - before)[:, : t + 1].abs().max() <= allowed, (t, later)
+        assert (after - before)[:, t + 1].abs().max() > 1e-6
+
+
+@torch.no_grad()
+def test_the_check_for_users_models_finds_no_leak_either(combination: Any) -> None:
+    leak = largest_leak(combined(combination), uneven_rows(SITES), VOCABULARY)
+    assert leak <= tolerance(combination)
+
+
+@torch.no_grad()
+def test_a_row_alone_says_what_it_says_in_its_batch(combination: Any) -> None:
+    model, tokens = combined(combination), uneven_rows(SITES)
+    whole = model(tokens)
+    for row in range(len(tokens)):
+        alone = model(tokens[row : row + 1])
+        assert (alone.logits_BNV[0] - whole.logits_BNV[row]).abs().max() <= 1e-10
+        assert torch.equal(alone.layers_BN[0], whole.layers_BN[row])
+
+
+@torch.no_grad()
+def test_a_prefix_alone_says_what_it_says_in_the_whole(combination: Any) -> None:
+    model, tokens = combined(combination), uneven_rows(SITES)
+    whole = model(tokens).logits_BNV
+    for n_sites in (1, 2, 7):
+        said = model(tokens[:, :n_sites]).logits_BNV
+        assert (said - whole[:, :n_sites]).abs().max() <= 1e-10
+
+
+def test_layers_are_whole_numbers_from_1_to_all(combination: Any) -> None:
+    model = combined(combination)
+    prediction: Prediction = model(uneven_rows(SITES))
+    assert prediction.layers_BN is not None
+    assert not prediction.layers_BN.is_floating_point()
+    assert prediction.layers_BN.min() >= 1
+    assert prediction.layers_BN.max() <= len(model.blocks)
+    if combination[1] == "dense":
+        assert prediction.remainder_BN is None
+        assert (prediction.layers_BN == len(model.blocks)).all()
+    else:
+        assert (prediction.layers_BN[0] == 1).all(), "the row of STOP halts at once"
+        assert (prediction.layers_BN[1] == len(model.blocks)).all(), "the row of GO never halts"
+        assert prediction.layers_BN[2:].unique().tolist() == [1, 2, 3]
+
+
+def test_every_parameter_gets_a_gradient(combination: Any) -> None:
+    torch.manual_seed(0)
+    model = combined(combination)
+    prediction = model(uneven_rows(SITES))
+    weights = torch.randn(prediction.logits_BNV.shape, dtype=torch.float64)
+    torch.autograd.backward((prediction.logits_BNV * weights).sum())
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        # which expert is asked, and which channel a steered halting unit reads, are up to chance
+        if ".experts." not in name and ".halting." not in name:
+            assert parameter.grad.abs().max() > 0, name
+
+
+@torch.no_grad()
+def test_a_nan_comes_out(combination: Any) -> None:
+    model, tokens = combined(combination), random_tokens(2, SITES)
+    tokens[0, 6] = STOP
+    tokens[:, 7:] = GO
+    tokens[1] = GO
+    model.embedding.weight[STOP, 3] = torch.nan
+    said = model(tokens).logits_BNV
+    assert said[0, 6].isnan().all()
+    assert said[1].isfinite().all(), "the other row does not hold that token"
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("depth", ["dense", "act"])
+@pytest.mark.parametrize("experts", EXPERTS)
+def test_bf16_autocast_trains(mixer: str, depth: str, experts: str) -> None:
+    model = combined((mixer, depth, experts, "none")).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(uneven_rows(SITES)).logits_BNV
+    torch.autograd.backward(logits.float().square().mean())
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert max(float(gradient.abs().max()) for gradient in gradients) > 0
+
+
+@torch.no_grad()
+def test_dropout_acts_in_training_alone(combination: Any) -> None:
+    plain, model = combined(combination), combined(combination, dropout=0.3)
+    tokens = uneven_rows(SITES)
+    assert torch.equal(model.eval()(tokens).logits_BNV, plain(tokens).logits_BNV)
+    model.train()
+    assert not torch.equal(model(tokens).logits_BNV, model(tokens).logits_BNV)
+
+
+def test_a_bk_model_hears_a_token_64_sites_on() -> None:
+    """Influence is the norm of the Jacobian of the logits with respect to one token's embedding."""
+    model = tiny_model("bk", d_model=64, n_layers=4, n_heads=16, n_values=6, d_hidden=256)
+    tokens = random_tokens(1, 96)
+    embedded: list[Tensor] = []
+    model.embedding.register_forward_hook(lambda *said: embedded.append(said[-1]))
+    logits = model(tokens).logits_BNV
+
+    def influence(source: int, target: int) -> float:
+        rows = [
+            torch.autograd.grad(logits[0, target, v], embedded[0], retain_graph=True)[0][0, source]
+            for v in range(VOCABULARY)
+        ]
+        return float(torch.stack(rows).norm())
+
+    for source in (0, 10, 30):
+        assert influence(source, source + 64) >= 1e-6 * influence(source, source + 1)
+        assert influence(source + 1, source) == 0.0
+
+
+class _Mixer(nn.Module):
+    def __init__(self, causal: bool | None) -> None:
+        super().__init__()
+        if causal is not None:
+            self.causal = causal
+
+    def forward(self, hidden_BND: Tensor, position_BN: Tensor) -> Tensor:
+        return hidden_BND.mean(1, keepdim=True).expand_as(hidden_BND)
+
+
+@pytest.mark.parametrize("causal", [False, None])
+def test_a_mixer_that_does_not_declare_itself_causal_is_refused(causal: bool | None) -> None:
+    plain = tiny_config().model
+    block = Block(16, _Mixer(causal), feed_forward(plain), 0.0)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"causal mixers, got _Mixer.*leak the next token"):
+        LanguageModel(
+            vocab_size=VOCABULARY, d_model=16, blocks=[block], depth=DenseDepth(), n_positions=None
+        )
+
+
+def test_more_tokens_than_learned_positions_are_refused() -> None:
+    model = tiny_model(position="learned", n_seq=8)
+    model(random_tokens(1, 8))
+    with pytest.raises(ConfigError, match=r"knows 8 positions, got 9 tokens: raise model\.n_seq"):
+        model(random_tokens(1, 9))
+
+
+@torch.no_grad()
+def test_learned_positions_tell_equal_tokens_apart() -> None:
+    tokens = torch.full((1, 8), GO)
+    for mixer in MIXERS:
+        said = tiny_model(mixer, position="learned")(tokens).logits_BNV[0]
+        assert (said[0] - said[1]).abs().max() > 1e-6
+    said = tiny_model("attention", position="none")(tokens).logits_BNV[0]
+    assert (said[0] - said[1]).abs().max() <= 1e-12
+
+
+def test_embeddings_start_small() -> None:
+    model = tiny_model(position="learned", d_model=64)
+    assert model.positions is not None
+    for table in (model.embedding, model.positions):
+        assert 0.015 < table.weight.std() < 0.025
