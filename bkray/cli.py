@@ -58,12 +58,13 @@ def train(
 
     The same command again goes on from the last checkpoint; a finished trial is only shown.
     """
-    from bkray.cluster.single import train_alone
     from bkray.overrides import build, parse
+
+    config = build(parse(overrides or []))  # a typo is told before torch is loaded
+    from bkray.cluster.single import train_alone
     from bkray.sinks.console import ConsoleView
     from bkray.trial import identify
 
-    config = build(parse(overrides or []))
     folder = out or runs / "train" / identify(config)[0]
     view = None if as_json else ConsoleView(1)
     ended = train_alone(config, folder, [view] if view else [])

@@ -137,6 +137,6 @@ def rows(event: Event) -> Iterator[Row]:
 
 
 def metric_name(column: str) -> str:
-    """Return a column's metric: ``best/val_ppl`` for ``best_val_ppl``, ``final/steps`` for ``steps``."""
+    """Return a column's metric: ``best/val_ppl`` for ``best_val_ppl``, else ``final/<column>``."""
     group, _, rest = column.partition("_")
     return f"{group}/{rest}" if group in ("best", "final") else f"final/{column}"

@@ -33,7 +33,9 @@ def build(overrides: Overrides) -> TrialConfig:
         place = nested
         for section in sections:
             place = place.setdefault(section, {})
-        place[last] = value
+            if not isinstance(place, dict):
+                raise ConfigError(f"{'.'.join(sections)}={place} has no parts: drop it or {name}")
+        place[last] = dict(value) if isinstance(value, Mapping) else value
     try:
         return TrialConfig.model_validate(nested)
     except ValidationError as error:

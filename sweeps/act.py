@@ -50,7 +50,7 @@ SWEEP = Sweep(
                 "optimizer.warmup_steps": 4,
             },
         ),
-        "small": Preset(trials=12, overrides={"train.steps": 200, "train.eval_every": 50}),
+        "small": Preset(trials=12, overrides={"train.steps": 400}),
         "full": Preset(trials=30, overrides={"train.steps": 2000}, sampler="grid"),
     },
 )

@@ -87,8 +87,9 @@ def endings(job: Job, outcome: str, reason: str, *, started: bool, step: int) ->
 def outcome_of(error: BaseException) -> str:
     """Return ``oom`` where Python, torch or Ray say that memory ran out, else ``failed``."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    out_of_memory = names & {"MemoryError", "OutOfMemoryError"}
-    return "oom" if out_of_memory or "can't allocate memory" in str(error) else "failed"
+    if names & {"MemoryError", "OutOfMemoryError"}:
+        return "oom"
+    return "oom" if any(words in str(error) for words in _OUT_OF_MEMORY) else "failed"
 
 
 def one_line(error: BaseException) -> str:
@@ -119,6 +120,8 @@ def asked_to_stop(job: Job) -> Ending | None:
 
 
 TIME_IS_UP = "time budget"
+_OUT_OF_MEMORY = ("can't allocate memory", "running low on memory")
+"""Said by torch's CPU allocator and by Ray's memory monitor, in exceptions of common kinds."""
 _STOP = ".stop"
 """A file, because every worker sees the folder of the sweep; it is polled between windows."""
 

@@ -40,15 +40,16 @@ class _Told(NamedTuple):
 
 
 class Ledger:
-    """Asks and tells. Opened again on the same folder it goes on where it stopped.
+    """Asks and tells. Opened again on the same folder it goes on where it stopped; without a
+    folder it forgets.
 
     Every proposal is a pure function of the stored rows, the sweep seed and its position.
     Proposals that were out, or interrupted, when the process ended are handed out again first.
     """
 
-    def __init__(self, folder: Path, search: Search) -> None:
+    def __init__(self, folder: Path | None, search: Search) -> None:
         self.search = search
-        self._storage = _open_storage(folder / "study.db")
+        self._storage = _open_storage(folder)
         self._study = _open_study(self._storage, search.sweep)
         self._rivals = search.rivals()
         self._points = search.points()
@@ -208,9 +209,11 @@ def _key(config: TrialConfig) -> str:
     return json.dumps(flatten(config), sort_keys=True)
 
 
-def _open_storage(path: Path) -> RDBStorage:
+def _open_storage(folder: Path | None) -> RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    braces = str(path).replace("{", "{{").replace("}", "}}")  # optuna formats the address
+    if folder is None:
+        return RDBStorage("sqlite://")
+    braces = str(folder / "study.db").replace("{", "{{").replace("}", "}}")  # optuna formats it
     return RDBStorage(f"sqlite:///{braces}")
 
 

@@ -23,6 +23,8 @@ from scipy.stats import qmc
 from bkray.errors import ConfigError
 
 SAMPLERS = ("tpe", "gp", "nsga2", "qmc", "random", "grid")
+UNLEARNING = ("qmc", "random", "grid")
+"""Those whose proposals do not depend on results."""
 
 _POPULATION = 10
 """Of NSGA-II. Optuna's 50 would make a sweep of some dozen trials a random search."""

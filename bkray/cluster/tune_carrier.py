@@ -16,7 +16,6 @@ from typing import Any
 
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from bkray.cluster.carriers import (
@@ -28,7 +27,11 @@ from bkray.cluster.carriers import (
     outcome_of,
 )
 from bkray.cluster.driver import Driver
+from bkray.cluster.ray_internals import end_one_trial_when_memory_runs_out
+from bkray.cluster.tune_scheduler import scheduler
+from bkray.config import TrialConfig
 from bkray.events import EvalDone, Event, TrialEnded
+from bkray.overrides import build
 from bkray.train.loop import Ending
 
 LOSS_OF_THE_DIVERGED = 1e9
@@ -37,13 +40,13 @@ LOSS_OF_THE_DIVERGED = 1e9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How Tune runs jobs; ``scheduler`` prunes by ``val_loss_nats`` over ``tokens``."""
+    """How Tune runs jobs. ``scheduler`` is a name; ``config`` says how far trials go."""
 
     concurrency: int
     threads: int
     gpus: float
-    scheduler: TrialScheduler | None
-    scheduler_name: str
+    scheduler: str
+    config: TrialConfig
 
 
 def carry_on_tune(driver: Driver, parts: Parts, plan: Plan, folder: str) -> None:
@@ -52,6 +55,7 @@ def carry_on_tune(driver: Driver, parts: Parts, plan: Plan, folder: str) -> None
     Raises:
         Whatever a view or the ledger raised; the trials under way are asked to end first.
     """
+    end_one_trial_when_memory_runs_out()
     line = _Line(driver)
     resources = {"CPU": float(plan.threads), "GPU": float(plan.gpus)}
     trainable = tune.with_resources(tune.with_parameters(InlineTrial, parts=parts), resources)
@@ -59,7 +63,7 @@ def carry_on_tune(driver: Driver, parts: Parts, plan: Plan, folder: str) -> None
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=_Jobs(line, plan.concurrency),
-            scheduler=_Asking(line, plan) if plan.scheduler else FIFOScheduler(),
+            scheduler=scheduler(plan.scheduler, plan.config, line.prune),
             num_samples=-1,
             reuse_actors=True,
             trial_name_creator=_name,
@@ -110,6 +114,7 @@ class InlineTrial(tune.Trainable):  # type: ignore[misc]  # ray is untyped
             "step": self._step,
             "tokens": self._tokens,
             "val_loss_nats": self._val_loss_nats,
+            "complete": self._step >= self._n_steps,
             "done": isinstance(events[-1], TrialEnded),
         }
 
@@ -131,6 +136,7 @@ class InlineTrial(tune.Trainable):  # type: ignore[misc]  # ray is untyped
     def _start(self, job: Job) -> None:
         self._begun, self._leaving = False, False
         self._step, self._tokens = 0, 0
+        self._n_steps = build(job.overrides).train.steps
         self._val_loss_nats = LOSS_OF_THE_DIVERGED
         self._events: Iterator[Event] = attempt(job, self._parts, partial(self._stop, job))
 
@@ -178,6 +184,9 @@ class _Line:
         if self.error is not None:
             return
         self._guard(lambda: self._take(self.jobs[tune_id], events))
+
+    def prune(self, tune_id: str, reason: str) -> None:
+        self.driver.prune(self.jobs[tune_id], reason)
 
     def bury(self, tune_id: str, error: BaseException, parts: Parts) -> None:
         job = self.jobs[tune_id]
@@ -256,49 +265,9 @@ class _Events(tune.Callback):  # type: ignore[misc]  # ray is untyped
 
 def _error_of(trial: Trial) -> BaseException:
     """Return what a trial's actor died of; Tune keeps it beside its own files."""
-    path = trial.pickled_error_file
-    if path is None:
-        return RuntimeError("nothing is known of it")
-    error: BaseException = pickle.loads(Path(path).read_bytes())
+    pickled = trial.pickled_error_file
+    if pickled is None:  # killed while it was set up: there is a text, below its heading
+        return RuntimeError(Path(trial.error_file).read_text().partition("\n")[2])
+    error: BaseException = pickle.loads(Path(pickled).read_bytes())
     cause: BaseException | None = getattr(error, "cause", None)
     return cause or error
-
-
-class _Asking(FIFOScheduler):  # type: ignore[misc]  # ray is untyped
-    """Lets another scheduler judge, but asks a trial to end instead of cutting it off.
-
-    Only STOP counts: the median rule would pause trials that have a turn waiting behind them.
-    """
-
-    def __init__(self, line: _Line, plan: Plan) -> None:
-        super().__init__()
-        self._line = line
-        self._inner: Any = plan.scheduler
-        self._label = plan.scheduler_name
-        self._asked: set[str] = set()
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        if trial.trial_id not in self._asked:
-            said = self._inner.on_trial_result(tune_controller, trial, result)
-            if said == TrialScheduler.STOP:
-                self._asked.add(trial.trial_id)
-                job = self._line.jobs[trial.trial_id]
-                self._line.driver.prune(job, f"{self._label} at step {result['step']}")
-        return str(TrialScheduler.CONTINUE)
-
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        self._inner.on_trial_add(tune_controller, trial)
-
-    def on_trial_complete(
-        self, tune_controller: Any, trial: Trial, result: dict[str, Any]
-    ) -> None:
-        self._inner.on_trial_complete(tune_controller, trial, result)
-
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        self._inner.on_trial_error(tune_controller, trial)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
-        self._inner.on_trial_remove(tune_controller, trial)
-
-    def debug_string(self) -> str:
-        return str(self._inner.debug_string())

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from bkray.cluster.driver import Driver, Identify
 from bkray.cluster.interrupt import on_ctrl_c
 from bkray.cluster.ledger import Ledger
 from bkray.cluster.record import describe
-from bkray.cluster.schedulers import choose, scheduler
-from bkray.cluster.search import Proposal, Search, propose
+from bkray.cluster.samplers import UNLEARNING
+from bkray.cluster.schedulers import choose
+from bkray.cluster.search import Proposal, Search
 from bkray.cluster.session import cores, places, session
 from bkray.config import TrialConfig
 from bkray.errors import ConfigError, ResumeError
@@ -122,11 +124,19 @@ def run_sweep(
 
 
 def planned(sweep: Sweep, options: SweepOptions) -> list[Proposal]:
-    """Return what is known before the first trial runs: rivals, first points, the grid."""
+    """Return what is known before the first trial runs: rivals, first points, the grid.
+
+    Samplers that do not learn from results are known to their end.
+    """
     search = resolve(sweep, options)
-    rivals = search.rivals()
-    points = [search.base | point for point in search.points()]
-    return rivals + [propose(len(rivals) + i, overrides) for i, overrides in enumerate(points)]
+    n_known = len(search.rivals()) + len(search.points())
+    if search.sampler in UNLEARNING:
+        n_known = search.n_planned
+    ledger = Ledger(None, search)
+    try:
+        return list(islice(iter(ledger.ask, None), n_known))
+    finally:
+        ledger.close()
 
 
 def resolve(sweep: Sweep, options: SweepOptions) -> Search:
@@ -195,8 +205,8 @@ def _carry_on_tune(
             ),
             threads=config.threads,
             gpus=options.gpus,
-            scheduler=scheduler(scheduler_name, config),
-            scheduler_name=scheduler_name,
+            scheduler=scheduler_name,
+            config=config,
         )
         np.random.seed(options.seed)  # noqa: NPY002  Ray draws HyperBand's brackets from it
         carry_on_tune(driver, parts, plan, str(options.out.resolve() / ".tune"))

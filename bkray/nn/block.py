@@ -35,5 +35,5 @@ class Block(nn.Module):
             out_TD, routing = self.feed_forward(normed.flatten(0, 1))
             return hidden_BND + self.dropout(out_TD.view_as(normed)), routing
         out_TD, routing = self.feed_forward(normed[running_BN])
-        added = normed.new_zeros(normed.shape).masked_scatter(running_BN[..., None], out_TD)
+        added = out_TD.new_zeros(normed.shape).masked_scatter(running_BN[..., None], out_TD)
         return hidden_BND + self.dropout(added), routing

@@ -49,7 +49,7 @@ class HaltingUnit(nn.Module):
         nn.init.constant_(self.down.bias, -math.log(n_layers - 1))
 
     def forward(self, hidden_BND: Tensor) -> Tensor:
-        logit: Tensor = self.down(torch.nn.functional.gelu(self.up(hidden_BND)))
+        logit: Tensor = self.down(torch.relu(self.up(hidden_BND)))
         return logit.squeeze(-1)
 
 
@@ -96,11 +96,14 @@ class ActDepth(nn.Module):
                 stops_BM = stops_BM & run.there_BM
                 weight_BM = weight_BM * run.there_BM
             run = run._replace(hidden_BMD=hidden_BMD, c_BM=c_BM)
-            sum_BND = run.add_to(sum_BND, weight_BM[..., None] * hidden_BMD)
+            if run.site_BM is None:
+                sum_BND = torch.addcmul(sum_BND, weight_BM[..., None], hidden_BMD)
+            else:
+                sum_BND = run.add_to(sum_BND, weight_BM[..., None] * hidden_BMD)
             if stops_BM.any():
                 remainder_BN = run.add_to(remainder_BN, left_BM * stops_BM)
                 layers_BN = run.add_to(layers_BN, layer * stops_BM)
-                run = run.without(stops_BM)
+                run = run.without(stops_BM) if layer < n_layers else run
             if run.hidden_BMD.shape[1] == 0:
                 idle = [block.feed_forward for block in blocks[layer:]]
                 routing += [experts.unused() for experts in idle if isinstance(experts, Experts)]

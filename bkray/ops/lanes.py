@@ -13,10 +13,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
+CACHE_LINE = 64  # bytes
 FUSE = ("contract",)  # a * b + c may round once; keeps NaN, infinities and signs
 
 
-class Lanes(types.Type):
+class Lanes(types.Type):  # type: ignore[misc]  # numba has no hints
     """The numba type of W floats of one dtype."""
 
     def __init__(self, dtype: types.Float, width: int) -> None:
@@ -53,15 +54,42 @@ def load(typingctx: Any, array: Any, index: Any, width: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def store(typingctx: Any, array: Any, index: Any, lanes: Any) -> Any:
-    """Write the lanes to ``array[index]`` and its right neighbours."""
+def store(typingctx: Any, array: Any, index: Any, lanes: Any, past_cache: Any) -> Any:
+    """Write the lanes to ``array[index]`` and its right neighbours.
+
+    ``past_cache`` is None, or anything else to write straight to memory: for arrays larger than
+    the cache it saves reading the old content. The address must then be a multiple of 64.
+    """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         address = _pointer(context, builder, signature, args, lanes)
-        builder.store(args[2], address, align=lanes.dtype.bitwidth // 8)
+        if isinstance(past_cache, types.NoneType):
+            builder.store(args[2], address, align=lanes.dtype.bitwidth // 8)
+        else:
+            written = builder.store(args[2], address, align=CACHE_LINE)
+            one = ir.Constant(ir.IntType(32), 1)
+            written.set_metadata("nontemporal", builder.module.add_metadata([one]))
         return context.get_dummy_value()
 
-    return types.void(array, index, lanes), emit
+    return types.void(array, index, lanes, past_cache), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(typingctx: Any, array: Any, index: Any, width: Any) -> Any:
+    """Ask for the cache lines of ``load(array, index, width)``; any address will do."""
+    lanes = Lanes(array.dtype, len(width))
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        declared = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        call = builder.module.declare_intrinsic("llvm.prefetch", [byte], declared)
+        first = builder.bitcast(_pointer(context, builder, signature, args, lanes), byte)
+        for offset in range(0, lanes.width * lanes.dtype.bitwidth // 8, CACHE_LINE):
+            line = builder.gep(first, [flag(offset)], source_etype=ir.IntType(8))
+            builder.call(call, [line, flag(0), flag(3), flag(1)])  # read, keep, data
+        return context.get_dummy_value()
+
+    return types.void(array, index, width), emit
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -163,7 +163,7 @@ class _Resolvent(torch.autograd.Function):
         return features_BNFH
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_BNFH: Tensor) -> tuple[Tensor | None, ...]:
         features_BNFH, eta_H = ctx.saved_tensors
         return None, *ctx.sweeps.backward(features_BNFH, grad_BNFH, eta_H)

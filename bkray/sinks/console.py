@@ -89,7 +89,8 @@ class ConsoleView:
                 numbers = ", ".join(f"{name} {cell}" for name, cell in _cells(line) if cell)
                 text = f"eval   {line.label}: {numbers}"
             case TrialEnded():
-                reason = f" ({event.reason})" if event.reason else ""
+                said = event.reason or event.summary.get("advice")
+                reason = f" ({said})" if said else ""
                 what = f"{event.outcome} at step {event.step}{reason}"
                 text = f"end    {line.label}: {what}; {self._summary()}"
             case _:

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 EXTREME_SHARE = 0.99
 """Share of tokens at one depth beyond which the policy no longer adapts."""
 
-HIGH_SPREAD = 0.4
-"""Standard deviation of the layers run, as a share of the layers there are."""
+HIGH_SPREAD = 0.42
+"""Standard deviation of the layers run, as a share of their range. Half of the tokens at each end
+is 0.5, the most there can be; with two layers there is nothing in between to be missed."""
 
 
 def advice(metrics: Mapping[str, float], n_layers: int) -> str:
@@ -15,7 +16,6 @@ def advice(metrics: Mapping[str, float], n_layers: int) -> str:
         return ""
     at_first = metrics.get("act/share_at_layer_1", 0.0)
     at_last = metrics.get(f"act/share_at_layer_{n_layers}", 0.0)
-    spread = metrics["act/std_layers_executed"] / n_layers
     if at_first >= EXTREME_SHARE:
         return (
             f"all halt at layer 1 ({at_first:.1%} of tokens): lower model.act_lambda or raise "
@@ -26,9 +26,9 @@ def advice(metrics: Mapping[str, float], n_layers: int) -> str:
             f"none halts before layer {n_layers} ({at_last:.1%} of tokens): raise "
             "model.act_lambda or lower model.act_threshold"
         )
-    if spread >= HIGH_SPREAD:
+    if n_layers > 2 and metrics["act/std_layers_executed"] >= HIGH_SPREAD * (n_layers - 1):
         return (
-            f"high variance (layers run spread by {spread:.0%} of {n_layers}): lower "
+            "high variance (most tokens run through very few layers or nearly all): lower "
             "model.halt_lr_factor or model.act_lambda, or train longer"
         )
     return ""

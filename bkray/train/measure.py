@@ -109,11 +109,13 @@ def flops_per_token(model: nn.Module, tokens_BN: Tensor) -> float:
     Counted on a real pass, so stopped tokens and experts not asked do not count. The scans, which
     are no matrix products, are left out: about ``12 + 8 K`` per site and head.
     """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     was_training = model.training
     model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # The counter does not know the CPU's fused attention; plain matrix products it sees everywhere.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(tokens_BN)
     model.train(was_training)
     return float(counter.get_total_flops()) / tokens_BN.numel()

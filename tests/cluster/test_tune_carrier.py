@@ -13,7 +13,9 @@ import standin
 from standin import DIES, DIVERGES, FAILS, OUT_OF_MEMORY, point, sweep_of
 from views import Remembering
 
+from bkray.cluster.carriers import Job
 from bkray.cluster.session import session
+from bkray.cluster.tune_carrier import InlineTrial
 from bkray.cluster.tuner import SweepOptions, SweepOutcome, run_sweep
 from bkray.errors import ConfigError
 from bkray.events import EvalDone, TrialEnded
@@ -45,7 +47,7 @@ def test_views_see_what_they_see_on_the_plain_carrier(tmp_path: Path) -> None:
     assert a.outcomes == b.outcomes == Counter(failed=1, oom=1, diverged=1, ok=2)
     for trial_id, _ in plain.trials:
         folders = [tmp_path / name / "trials" / trial_id for name in ("plain", "tune")]
-        assert read_rows(folders[0]) == read_rows(folders[1])
+        assert repr(read_rows(folders[0]).to_pylist()) == repr(read_rows(folders[1]).to_pylist())
         written = [(folder / "outcome.json").read_text() for folder in folders]
         assert written[0] == written[1]
 
@@ -95,6 +97,15 @@ def test_a_scheduler_ends_the_worse_trials_early(tmp_path: Path, scheduler: str)
             assert last.summary["best_val_loss_nats"] == pytest.approx(sink.events[-2].loss_nats)
 
 
+def test_a_trial_that_has_run_to_its_end_is_not_pruned_there(tmp_path: Path) -> None:
+    # the bad ones lower the bar of the first rung, not that of the last one, at the last step
+    points = [point(dropout) for dropout in (0.05, 0.45, 0.46, 0.47, 0.48, 0.15)]
+    view = Remembering()
+    base = {"train.steps": 30, "train.eval_every": 10}
+    run(sweep_of(*points, n_trials=6, base=base), tmp_path, view, concurrency=1, scheduler="asha")
+    assert [outcome for outcome, _ in view.endings] == ["ok", *["pruned"] * 4, "ok"]
+
+
 def test_a_typo_in_the_space_ends_the_sweep_with_its_own_message(tmp_path: Path) -> None:
     def space(trial: Trial) -> Overrides:
         trial.suggest_float("model.dropout", 0.0, 0.5)
@@ -124,7 +135,9 @@ PROGRAM = """
 import os, pathlib, signal, sys
 sys.path.insert(0, {here!r})
 import standin
+from bkray.cluster.carriers import Job
 from bkray.cluster.session import session
+from bkray.cluster.tune_carrier import InlineTrial
 from bkray.cluster.tuner import SweepOptions, run_sweep
 from bkray.events import EvalDone
 from standin import DIES, FAILS, point, sweep_of
@@ -142,7 +155,9 @@ class Impatient(Remembering):
             os.killpg(0, signal.SIGINT)
 
 def run(name, sweep, *views):
-    options = SweepOptions(out=pathlib.Path({out!r}) / name, preset="p", concurrency=2)
+    options = SweepOptions(
+        out=pathlib.Path({out!r}) / name, preset="p", concurrency=2, scheduler="none"
+    )
     ended = run_sweep(sweep, options, views, parts=standin.PARTS, identify=standin.identify)
     print(name, ended.interrupted, sorted(ended.outcomes.items()))
 
@@ -167,3 +182,33 @@ def test_ray_says_nothing_and_ctrl_c_lets_trials_end_by_themselves(tmp_path: Pat
     assert first == "bad False [('failed', 2), ('ok', 2)]"
     assert second in (f"endless True [('interrupted', {n})]" for n in (1, 2))
     assert done.returncode == 0
+
+
+def inline_trial(folder: Path) -> InlineTrial:
+    job = Job(
+        number=0,
+        trial_id="one",
+        data_hash="data",
+        sweep="t",
+        overrides={"train.steps": 40, "train.eval_every": 10},
+        folder=folder,
+        sweep_folder=folder.parent,
+        deadline=None,
+    )
+    folder.mkdir()
+    trial: InlineTrial = InlineTrial.__new__(InlineTrial)  # Tune's own set-up is not wanted here
+    trial.setup({"job": job, "cwd": str(Path.cwd())}, standin.PARTS)
+    return trial
+
+
+def test_an_actor_that_is_dropped_before_its_first_step_runs_nothing(tmp_path: Path) -> None:
+    inline_trial(tmp_path / "one").cleanup()
+    assert not list((tmp_path / "one").iterdir())
+
+
+def test_an_actor_that_is_dropped_later_lets_its_trial_end_as_interrupted(tmp_path: Path) -> None:
+    trial = inline_trial(tmp_path / "one")
+    assert trial.step()["step"] == 10
+    trial.cleanup()
+    outcome = json.loads((tmp_path / "one" / "outcome.json").read_text())
+    assert (outcome["outcome"], outcome["step"]) == ("interrupted", 10)

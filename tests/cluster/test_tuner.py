@@ -138,6 +138,20 @@ def test_what_is_planned_is_known_without_running(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_a_plan_is_what_the_sweep_then_does(tmp_path: Path) -> None:
+    view = Remembering()
+    sweep = sweep_of({"model.dropout": 0.2}, n_trials=4, rivals=one_rival)
+    run(sweep, tmp_path, view)
+    plan = planned(sweep, SweepOptions(out=tmp_path, preset="p"))
+    assert [standin.identify(p.config)[0] for p in plan] == [name for name, _ in view.trials]
+
+
+def test_a_sampler_that_learns_is_planned_no_further_than_its_first_points() -> None:
+    sweep = sweep_of(point(0.1), n_trials=4)
+    options = SweepOptions(out=Path("none"), preset="p", sampler="tpe")
+    assert [p.config.model.dropout for p in planned(sweep, options)] == [0.1]
+
+
 def test_a_grid_of_the_presets_own_is_cut_at_its_trials(tmp_path: Path) -> None:
     def stepped(trial: Trial) -> Overrides:
         trial.suggest_int("model.n_layers", 1, 9)

@@ -1,0 +1,59 @@
+"""The hooks into Ray: what they mend, and that Ray still needs and takes them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
+
+from bkray.cluster.carriers import outcome_of
+from bkray.cluster.ray_internals import KilledForMemoryError, end_one_trial_when_memory_runs_out
+
+
+class Tracked:
+    """Stands in for an actor and for its task; notes the errors it is told."""
+
+    actor_id = 1
+
+    def __init__(self) -> None:
+        self.errors: list[Exception] = []
+        self._tracked_actor = self
+
+    def _on_error(self, actor: object, error: Exception) -> None:
+        self.errors.append(error)
+
+
+class ActorManager(RayActorManager):  # type: ignore[misc]  # ray is untyped
+    def __init__(self) -> None:
+        self._failed_actor_ids: set[int] = set()
+
+    def _cleanup_actor(self, tracked_actor: Any) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def unpatched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    method = RayActorManager._actor_task_failed
+    if getattr(method, "by_bkray", False):
+        method = method.__closure__[0].cell_contents
+    monkeypatch.setattr(RayActorManager, "_actor_task_failed", method)
+    yield
+
+
+def test_ray_still_takes_a_memory_kill_for_its_own_mistake() -> None:
+    task, killed = Tracked(), OutOfMemoryError("low")
+    with pytest.raises(RuntimeError, match="unexpected exception"):
+        ActorManager()._actor_task_failed(tracked_actor_task=task, exception=killed)
+
+
+def test_a_memory_kill_is_told_as_the_death_of_one_actor() -> None:
+    for _ in range(2):  # a second sweep in one process patches nothing twice
+        end_one_trial_when_memory_runs_out()
+    task, killed = Tracked(), OutOfMemoryError("the node runs low")
+    ActorManager()._actor_task_failed(tracked_actor_task=task, exception=killed)
+    assert len(task.errors) == 2  # as the actor and as its task
+    for error in task.errors:
+        assert isinstance(error, KilledForMemoryError | RayActorError)
+        assert outcome_of(error) == "oom"
+        assert "the node runs low" in str(error)

@@ -1,0 +1,64 @@
+"""How the BK mixer starts, and that its features are those of the resolvent. Letters as in ``bk``."""
+
+import math
+
+import torch
+from torch.nn.functional import silu, softplus
+
+from bkray.nn.bk import BAND, POTENTIAL_GAIN, V_MAX, BKMixer
+from bkray.ops.tridiagonal import causal_resolvent
+
+WIDTH, HEADS, VALUES = 16, 8, 3
+
+
+def mixer(seed: int = 0, n_heads: int = HEADS) -> BKMixer:
+    torch.manual_seed(seed)
+    return BKMixer(WIDTH, n_heads, VALUES)
+
+
+def test_energies_start_spread_over_the_band_in_shuffled_order() -> None:
+    spread = torch.linspace(*BAND, HEADS)
+    first, other = mixer().energy.detach(), mixer(seed=1).energy.detach()
+    assert torch.equal(first.sort().values, spread)
+    assert not torch.equal(first, spread)
+    assert not torch.equal(first, other)
+
+
+def test_eta_starts_spread_from_long_to_short_memory() -> None:
+    eta = softplus(mixer().raw_eta.detach())
+    assert torch.allclose(eta, softplus(torch.linspace(-4.0, 0.55, HEADS)))
+
+
+def test_one_head_starts_inside_the_band() -> None:
+    one = mixer(n_heads=1)
+    assert BAND[0] < one.energy.item() < BAND[1]
+    assert one.raw_eta.shape == (1,)
+
+
+def test_the_potential_starts_small() -> None:
+    usual = 1 / math.sqrt(WIDTH)  # the largest weight that a linear layer starts with
+    assert mixer().potential.weight.abs().max() <= POTENTIAL_GAIN * usual
+
+
+@torch.no_grad()
+def test_the_potential_stays_bounded_however_loud_the_token() -> None:
+    """The resolvent sees h between -2 - V_MAX and -2 + V_MAX, so its features stay finite."""
+    bounded = mixer().double()
+    hidden = 1e8 * torch.randn(1, 12, WIDTH, dtype=torch.float64)
+    h = V_MAX * torch.tanh(bounded.potential(hidden) / V_MAX) - 2
+    assert (h + 2).abs().max() <= V_MAX
+    assert bounded(hidden, torch.arange(12)[None]).isfinite().all()
+
+
+@torch.no_grad()
+def test_the_mixer_is_the_resolvent_normed_gated_and_projected() -> None:
+    bk = mixer().double()
+    hidden = torch.randn(2, 10, WIDTH, dtype=torch.float64)
+    h = V_MAX * torch.tanh(bk.potential(hidden) / V_MAX) - 2
+    eta = softplus(bk.raw_eta)
+    values = bk.values(hidden).view(2, 10, VALUES, HEADS) * eta.sqrt()
+    features = causal_resolvent(h, values, bk.energy, eta, form="reference").reshape(2, 10, -1)
+    rms = features.square().mean(-1, keepdim=True).sqrt()
+    gated = bk.norm.weight * features / rms * silu(bk.gate(hidden))
+    expected = gated @ bk.out.weight.T
+    assert (bk(hidden, torch.arange(10).expand(2, 10)) - expected).abs().max() <= 1e-10

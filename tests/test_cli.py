@@ -1,0 +1,157 @@
+"""The command line as a user meets it, each call a process of its own."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+Say = Callable[..., subprocess.CompletedProcess[str]]
+
+TINY = (
+    "model.d_model=16",
+    "model.n_seq=32",
+    "train.steps=12",
+    "train.batch_size=4",
+    "train.eval_every=6",
+    "train.eval_windows=4",
+)
+CLOCKS = {
+    *("speedup_measured", "tokens_per_second", "train_seconds", "peak_memory_mib"),
+    "speedup_relative_to_dense",
+}
+"""The columns of trials.parquet that are times, speeds and memory."""
+
+
+@pytest.fixture
+def say(tmp_path: Path) -> Say:
+    """Call bkray in a folder of its own."""
+
+    def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "bkray.cli", *words],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return call
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "model.act_lamda=0.1"], "did you mean model.act_lambda"),
+        (["train", "depth=act", "act_threshold=1.5"], "0 < act_threshold <= 1), got 1.5"),
+        (["train", "n_experts=2", "top_k=4"], "between 1 and model.n_experts=2, got 4"),
+        (["train", "data.corpus=nowhere.txt"], "nowhere.txt"),
+        (["train", "n_seq=0"], "2 <= n_seq), got 0"),
+        (["train", "position=rope"], "does nothing in a model with mixer=bk"),
+        (["train", "act_lambda=0.1"], "set model.depth=act"),
+        (["train", "steps"], "path=value"),
+        (["train", "--out", "a_file"], "is a file"),
+        (["sweep", "act", "--out", "a_file", "--local"], "is a file"),
+        (["sweep", "act", "--preset", "huge"], "smoke, small, full"),
+        (["sweep", "act", "--sampler", "magic"], "qmc"),
+        (["sweep", "act", "--scheduler", "magic"], "asha"),
+        (["sweep", "act", "--time-budget", "soon"], "30m"),
+        (["sweep", "act", "--concurrency", "1000"], "CPU cores"),
+        (["sweep", "act", "train.stepps=3"], "train.steps"),
+        (["sweep", "atc"], "act"),
+        (["sweep", "missing.py"], "missing.py"),
+        (["show", "."], "sweep.json"),
+        (["eval", "."], "config.json"),
+        (["ui", "--runs", "nothing"], "run a sweep first"),
+        (["train", "--nonsense"], "--nonsense"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_clear_message_and_status_2(
+    say: Say, tmp_path: Path, words: list[str], said: str
+) -> None:
+    (tmp_path / "a_file").write_text("precious")
+    ended = say(*words)
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert said in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert "Traceback" not in ended.stderr
+    assert (tmp_path / "a_file").read_text() == "precious"
+
+
+def test_an_unreachable_tracking_server_is_one_message_and_status_2(say: Say) -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    words = ("sweep", "act", "--preset", "smoke", "--local", *TINY)
+    ended = say(*words, MLFLOW_TRACKING_URI=address)
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert address in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_trial_is_trained_shown_and_scored(say: Say, tmp_path: Path) -> None:
+    trained = say("train", *TINY, "--out", "trial", "--json")
+    assert trained.returncode == 0, trained.stderr
+    first = json.loads(trained.stdout)
+    again = say("train", *TINY, "--out", "trial", "--json")
+    assert json.loads(again.stdout) == first, "a finished trial is not run again"
+    other = say("train", *TINY, "train.steps=13", "--out", "trial")
+    assert other.returncode == 2, "another trial must not overwrite this one"
+    scored = say("eval", "trial", "--split", "test", "--json")
+    assert scored.returncode == 0, scored.stderr
+    score = json.loads(scored.stdout)
+    assert score["step"] == 12
+    assert 1.0 < score["loss_nats"] < 6.0
+    assert score["loss_nats"] != first["summary"]["best_val_loss_nats"]
+
+
+def test_two_sweeps_of_one_seed_agree_in_all_but_clocks(say: Say, tmp_path: Path) -> None:
+    tables = []
+    for out, carrier in (("one", ["--local"]), ("two", ["--concurrency", "1"])):
+        words = ("sweep", "act", "--preset", "smoke", "--out", out, *carrier, *TINY)
+        ended = say(*words)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert "Pareto front" in ended.stdout
+        tables.append(pq.read_table(tmp_path / out / "trials.parquet"))
+    assert tables[0].schema == tables[1].schema
+    assert tables[0].num_rows == 6
+    for name in tables[0].column_names:
+        same = tables[0][name].equals(tables[1][name])
+        assert same or name in CLOCKS, name
+    shown = say("show", "one", "--json")
+    trials = json.loads(shown.stdout)["trials"]
+    assert {trial["outcome"] for trial in trials} == {"ok"}
+    assert {trial["arm"] for trial in trials} == {"", "dense-1", "dense-2"}
+
+
+def test_a_time_budget_that_is_reached_is_status_4(say: Say) -> None:
+    ended = say(
+        *("sweep", "act", "--preset", "small", "--local", "--time-budget", "1s", *TINY),
+        "train.steps=100000",
+    )
+    assert ended.returncode == 4, ended.stdout + ended.stderr
+
+
+def test_a_dry_run_shows_the_arms_and_runs_nothing(say: Say, tmp_path: Path) -> None:
+    ended = say("sweep", "act", "--preset", "full", "--dry-run", "--json")
+    plan = json.loads(ended.stdout)
+    assert [trial.get("arm") for trial in plan[:4]] == [f"dense-{d}" for d in (1, 2, 3, 4)]
+    assert len(plan) == 4 + 30
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_names_every_verb_with_an_example(say: Say) -> None:
+    for verb in ("train", "sweep", "show", "eval", "ui"):
+        assert f"Example: bkray {verb}" in say(verb, "--help").stdout.replace("\n", " ")

@@ -1,0 +1,423 @@
+"""Trials on a small text: events, exact resume, divergence, and the columns that are left."""
+
+import itertools
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bkray.config import TrialConfig
+from bkray.errors import ConfigError, DataError, ResumeError
+from bkray.events import (
+    EvalDone,
+    Event,
+    Measured,
+    MemoryPeak,
+    StepsDone,
+    TrialEnded,
+    TrialStarted,
+    rows,
+)
+from bkray.nn.lm import Prediction
+from bkray.overrides import build
+from bkray.report.tables import COLUMNS
+from bkray.train import checkpoint
+from bkray.trial import identify, run
+from tiny import tiny_config, write_text
+
+SHORT: dict[str, Any] = {
+    "n_layers": 2,
+    "train.steps": 40,
+    "batch_size": 4,
+    "eval_every": 20,
+    "eval_windows": 4,
+    "checkpoint_every": 10,
+    "warmup_steps": 4,
+    "lr": 0.01,
+    "seed": 3,
+    "device": "cpu",
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "dropout": {"dropout": 0.2, "accumulation": 2},
+    "experts": {"n_experts": 3, "top_k": 2, "balance_weight": 0.1},
+    "act": {"depth": "act", "act_lambda": 0.05, "act_threshold": 0.8},
+    "all of it": {
+        "depth": "act",
+        "act_threshold": 0.8,
+        "n_experts": 2,
+        "dropout": 0.1,
+        "position": "learned",
+        "precision": "float64",
+    },
+}
+
+
+def short_config(text: Path, mixer: str = "linear_recurrence", **knobs: Any) -> TrialConfig:
+    return tiny_config(mixer, corpus=str(text), **{**SHORT, **knobs})
+
+
+def play(
+    config: TrialConfig, folder: Path | None, *, stop_at: int = 0, kill_at: int = 0
+) -> list[Event]:
+    """Return the events of a trial, up to the end, a stop, or a kill without a last word."""
+    events: list[Event] = []
+    answers: Iterator[tuple[str, str] | None] = (
+        ("interrupted", "told to") if events[-1].step >= stop_at > 0 else None
+        for _ in itertools.count()
+    )
+    trial = run(config, folder, sweep="a sweep", stop=lambda: next(answers))
+    for event in trial:
+        events.append(event)
+        if event.step >= kill_at > 0 and isinstance(event, StepsDone):
+            trial.close()
+    return events
+
+
+def of(kind: type, events: list[Event]) -> list[Any]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def numbers(events: list[Event]) -> dict[tuple[str, int, str, str], float]:
+    """Return every number but times, by key; what is said twice must be said alike."""
+    said: dict[tuple[str, int, str, str], float] = {}
+    for row in itertools.chain.from_iterable(map(rows, events)):
+        timed = "seconds" in row.name or "memory" in row.name or row.kind in ("measured", "end")
+        if not timed:
+            assert said.setdefault(row[:4], row.value) == row.value, row
+    return said
+
+
+def weights(folder: Path, trial_id: str) -> dict[str, torch.Tensor]:
+    state = checkpoint.load(folder / "checkpoints", trial_id)
+    assert state is not None
+    return dict(state["model"])
+
+
+@pytest.fixture(scope="module")
+def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
+    """One trial of every kind would be slow; this one is looked at from many sides."""
+    folder = tmp_path_factory.mktemp("finished") / "trial"
+    return folder, play(short_config(text, depth="act", speed_reference_layers=5), folder)
+
+
+def test_events_come_in_order_and_each_has_its_place(finished: tuple[Path, list[Event]]) -> None:
+    events = finished[1]
+    assert [type(event) for event in events] == [
+        TrialStarted,
+        *(StepsDone, StepsDone),  # 1..10, 11..16
+        *(StepsDone, EvalDone, MemoryPeak),  # 17..20
+        *(StepsDone, StepsDone),  # 21..30, 31..32
+        *(StepsDone, EvalDone, MemoryPeak),  # 33..40
+        *(Measured, TrialEnded),
+    ]
+    assert [event.step for event in of(StepsDone, events)] == [10, 16, 20, 30, 32, 40]
+    assert [event.step for event in of(EvalDone, events)] == [20, 40]
+    assert sum(len(event.loss_nats) for event in of(StepsDone, events)) == 40
+    assert of(StepsDone, events)[-1].tokens == 40 * 4 * 16
+    assert of(StepsDone, events)[-1].lr == pytest.approx(0.01 * 0.1)
+
+
+def test_the_start_says_who_the_trial_is(text: Path, finished: tuple[Path, list[Event]]) -> None:
+    started = of(TrialStarted, finished[1])[0]
+    config = short_config(text, depth="act", speed_reference_layers=5)
+    assert (started.trial_id, started.data_hash) == identify(config)
+    assert (started.sweep, started.arm, started.seed, started.step) == ("a sweep", "", 3, 0)
+    assert started.attempt == 1
+    assert started.causal
+    assert started.config["model.act_threshold"] == 0.99
+    saved = weights(finished[0], started.trial_id)
+    assert started.n_params == sum(value.numel() for value in saved.values())
+
+
+KNOWN = {
+    *("causal", "steps", "tokens", "n_params", "seq_len", "best_val_loss_nats", "best_val_ppl"),
+    *("final_val_loss_nats", "avg_layers_executed", "speedup_estimate", "speedup_measured"),
+    *("tokens_per_second", "train_seconds", "peak_memory_mib", "grad_norm_mean", "grad_norm_std"),
+    *("spike_count", "ponder_cost", "spikes_per_1000_steps"),
+}
+"""The columns of trials.parquet that one trial by itself can know."""
+
+
+def test_the_summary_is_the_columns_that_a_trial_can_know_and_advice_for_people(
+    finished: tuple[Path, list[Event]],
+) -> None:
+    summary = finished[1][-1].summary  # type: ignore[union-attr]
+    assert set(summary) == KNOWN | {"advice"}
+    assert set(COLUMNS) >= KNOWN
+    assert all(summary[name] is not None for name in KNOWN)
+
+
+def test_the_summary_says_what_the_events_said(finished: tuple[Path, list[Event]]) -> None:
+    events = finished[1]
+    ended = events[-1]
+    assert isinstance(ended, TrialEnded)
+    assert (ended.outcome, ended.reason, ended.step) == ("ok", "", 40)
+    summary = ended.summary
+    evaluations = of(EvalDone, events)
+    best = min(event.loss_nats for event in evaluations)
+    last = evaluations[-1]
+    norms = [norm for event in of(StepsDone, events) for norm in event.grad_norm]
+    mean = sum(norms) / 40
+    expected = {
+        "causal": True,
+        "steps": 40,
+        "tokens": 40 * 4 * 16,
+        "seq_len": 16,
+        "n_params": events[0].n_params,  # type: ignore[union-attr]
+        "best_val_loss_nats": best,
+        "best_val_ppl": math.exp(best),
+        "final_val_loss_nats": last.loss_nats,
+        "avg_layers_executed": last.metrics["act/avg_layers_executed"],
+        "ponder_cost": last.metrics["act/ponder_cost"],
+        "speedup_estimate": 5 / last.metrics["act/avg_layers_executed"],
+        "speedup_measured": of(Measured, events)[0].metrics["speed/speedup_measured"],
+        "grad_norm_mean": mean,
+        "grad_norm_std": math.sqrt(sum((norm - mean) ** 2 for norm in norms) / 40),
+        "train_seconds": sum(event.window_seconds for event in of(StepsDone, events)),
+        "spike_count": 0,
+        "spikes_per_1000_steps": 0.0,
+    }
+    assert {name: summary[name] for name in expected} == pytest.approx(expected, rel=1e-9)
+    assert summary["tokens_per_second"] == pytest.approx(2560 / summary["train_seconds"])
+    assert summary["peak_memory_mib"] > 10
+    assert last.loss_nats < evaluations[0].loss_nats, "it learns"
+
+
+def test_all_numbers_of_a_summary_are_plain_python(finished: tuple[Path, list[Event]]) -> None:
+    for value in finished[1][-1].summary.values():  # type: ignore[union-attr]
+        assert type(value) in (int, float, bool, str)
+
+
+@pytest.mark.parametrize("mixer", ["bk", "attention"])
+def test_every_mixer_trains(text: Path, mixer: str) -> None:
+    events = play(short_config(text, mixer), None, stop_at=40)
+    evaluations = of(EvalDone, events)
+    assert evaluations[-1].loss_nats < evaluations[0].loss_nats < math.log(256)
+
+
+def test_two_runs_with_one_seed_say_the_same_and_another_seed_another(text: Path) -> None:
+    config = short_config(text, dropout=0.1)
+    first, second = (numbers(play(config, None, stop_at=40)) for _ in range(2))
+    assert first == second
+    other = config.model_copy(update={"seed": 4})
+    assert numbers(play(other, None, stop_at=40)) != first
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_a_resumed_trial_equals_the_undisturbed_one_bit_for_bit(
+    text: Path, tmp_path: Path, kind: str, how: str
+) -> None:
+    """Stopped at the end of a window; killed six steps behind a checkpoint, twice."""
+    config = short_config(text, **KINDS[kind])
+    trial_id, _ = identify(config)
+    whole = play(config, tmp_path / "whole", stop_at=40)
+    folder = tmp_path / "parts"
+    if how == "stopped":
+        parts = play(config, folder, stop_at=16)
+        assert of(TrialEnded, parts)[0].reason == "told to"
+    else:
+        parts = play(config, folder, kill_at=16)
+        parts += play(config, folder, kill_at=32)
+    torch.manual_seed(99)  # what another trial in this process leaves behind
+    last = play(config, folder, stop_at=40)
+    started = of(TrialStarted, last)[0]
+    assert started.step == (16 if how == "stopped" else 30)
+    assert started.attempt == (2 if how == "stopped" else 3)
+    assert numbers(parts + last) == numbers(whole)
+    expected, said = weights(tmp_path / "whole", trial_id), weights(folder, trial_id)
+    assert all(torch.equal(said[name], expected[name]) for name in expected)
+    # what was summed up over all attempts is the same too
+    same = KNOWN - {"train_seconds", "tokens_per_second", "peak_memory_mib"}
+    summaries = [of(TrialEnded, events)[0].summary for events in (whole, last)]
+    assert {name: summaries[0][name] for name in same} == {
+        name: summaries[1][name] for name in same
+    }
+
+
+def test_a_finished_trial_that_is_run_again_trains_no_further(
+    text: Path, finished: tuple[Path, list[Event]]
+) -> None:
+    folder, events = finished
+    again = play(short_config(text, depth="act", speed_reference_layers=5), folder)
+    assert [type(event) for event in again] == [TrialStarted, Measured, TrialEnded]
+    assert again[0].step == 40
+    same = KNOWN - {"peak_memory_mib", "speedup_measured"}
+    ended = [run_of[-1].summary for run_of in (events, again)]  # type: ignore[union-attr]
+    assert {name: ended[0][name] for name in same} == {name: ended[1][name] for name in same}
+
+
+def test_a_checkpoint_of_another_config_or_text_is_refused(text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "trial"
+    play(short_config(text), folder, stop_at=10)
+    with pytest.raises(ResumeError, match="belongs to trial"):
+        play(short_config(text, lr=0.02), folder)
+    other = write_text(tmp_path / "text.txt", seed=1)
+    with pytest.raises(ResumeError, match="belongs to trial"):
+        play(short_config(other), folder)
+
+
+def test_a_damaged_checkpoint_is_refused_before_anything_is_said(
+    text: Path, tmp_path: Path
+) -> None:
+    play(short_config(text), tmp_path, stop_at=10)
+    path = tmp_path / "checkpoints" / checkpoint.NAME
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ResumeError, match="delete it to start again"):
+        next(run(short_config(text), tmp_path))
+
+
+def test_a_changed_text_is_another_trial(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    ids = []
+    for seed in (0, 1):
+        write_text(path, seed)
+        ids.append(identify(short_config(path)))
+    assert ids[0][0] != ids[1][0]
+    assert ids[0][1] != ids[1][1]
+
+
+def test_without_a_folder_nothing_is_kept(text: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    events = play(short_config(text), None, stop_at=20)
+    assert of(TrialStarted, events)[0].attempt == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("outcome", ["pruned", "interrupted"])
+def test_a_stop_gives_the_outcome_its_reason_and_no_measured_speed(
+    text: Path, outcome: str
+) -> None:
+    events = list(run(short_config(text), None, stop=lambda: (outcome, "because")))
+    ended = events[-1]
+    assert isinstance(ended, TrialEnded)
+    assert (ended.outcome, ended.reason, ended.step) == (outcome, "because", 10)
+    assert not of(Measured, events)
+    assert ended.summary["speedup_measured"] is None
+    assert ended.summary["best_val_loss_nats"] is None, "it was never evaluated"
+    assert ended.summary["steps"] == 10
+
+
+def assert_told_as_diverged(events: list[Event], reason: str, step: int | None = None) -> None:
+    """The end names step and number; no number of the summary is NaN or infinite."""
+    ended = events[-1]
+    assert isinstance(ended, TrialEnded)
+    assert ended.outcome == "diverged"
+    assert re.fullmatch(reason, ended.reason), ended.reason
+    if step is not None:
+        assert ended.reason.endswith(f"at step {step}")
+    assert not of(Measured, events)
+    for name, value in ended.summary.items():
+        assert value is None or not isinstance(value, float) or math.isfinite(value), name
+    assert set(ended.summary) == KNOWN | {"advice"}
+    list(rows(ended))
+
+
+BROKEN = r"(loss|gradient norm) is (nan|inf) at step \d+"
+
+
+@pytest.mark.parametrize("mixer", ["bk", "attention", "linear_recurrence"])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_a_huge_learning_rate_ends_as_diverged(text: Path, mixer: str, precision: str) -> None:
+    config = short_config(text, mixer, lr=1e30, precision=precision)
+    assert_told_as_diverged(play(config, None), BROKEN)
+
+
+def broken_at_10(text: Path, folder: Path, weight: str, row: Any = ...) -> TrialConfig:
+    """Train ten steps, then put a NaN into a weight of the checkpoint."""
+    config = short_config(text)
+    play(config, folder, stop_at=10)
+    path = folder / "checkpoints" / checkpoint.NAME
+    state = torch.load(path, weights_only=True)
+    state["model"][weight][row] = math.nan
+    torch.save(state, path)
+    return config
+
+
+def test_a_nan_weight_ends_as_diverged_at_the_very_next_step(text: Path, tmp_path: Path) -> None:
+    config = broken_at_10(text, tmp_path, "norm.weight")
+    before = (tmp_path / "checkpoints" / checkpoint.NAME).read_bytes()
+    events = play(config, tmp_path)
+    assert_told_as_diverged(events, BROKEN, step=11)
+    assert len(of(StepsDone, events)) == 1, "it ends with the window"
+    after = (tmp_path / "checkpoints" / checkpoint.NAME).read_bytes()
+    assert after == before, "a broken state is never saved"
+
+
+def test_a_validation_loss_that_is_not_finite_ends_as_diverged(tmp_path: Path) -> None:
+    """The text has a letter that only the later, unseen part knows; its embedding is NaN."""
+    path = write_text(tmp_path / "text.txt", seed=0)
+    path.write_text(path.read_text() + "zz " * 1100)  # the last 7%; training ends at 90%
+    config = broken_at_10(path, tmp_path / "trial", "embedding.weight", ord("z"))
+    events = play(config, tmp_path / "trial")
+    assert_told_as_diverged(events, r"validation loss is nan at step 20")
+    assert events[-1].summary["best_val_loss_nats"] is None  # type: ignore[union-attr]
+
+
+def test_no_spike_is_lost_between_attempts(text: Path, tmp_path: Path) -> None:
+    """A trial on the edge: whole or in parts, the count of spikes is the same."""
+    config = short_config(text, lr=3.0, clip_norm=1e9, warmup_steps=0, seed=1)
+    whole = play(config, None, stop_at=40)
+    assert whole[-1].summary["spike_count"] > 0  # type: ignore[union-attr]
+    play(config, tmp_path, stop_at=16)
+    parts = play(config, tmp_path, stop_at=40)
+    assert (
+        parts[-1].summary["spike_count"]  # type: ignore[union-attr]
+        == whole[-1].summary["spike_count"]  # type: ignore[union-attr]
+    )
+
+
+def test_a_text_that_is_too_short_is_one_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("too short")
+    with pytest.raises(DataError, match="too little text"):
+        play(short_config(path), None)
+    with pytest.raises(DataError, match="no corpus"):
+        play(short_config(tmp_path / "missing.txt"), None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"device": "cuda"}, "train.device=cuda, but torch sees no GPU here: use auto or cpu"),
+        ({"precision": "bf16"}, "train.precision=bf16 needs a GPU: use float32 on a CPU"),
+    ],
+)
+def test_what_needs_a_gpu_says_so(text: Path, knobs: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        play(short_config(text, **knobs), None)
+
+
+def test_an_own_model_is_trained_and_its_layers_are_not_made_up(text: Path) -> None:
+    knobs = {name: value for name, value in SHORT.items() if name != "n_layers"}
+    config = build(
+        {**knobs, "corpus": str(text), "n_seq": 16, "model": f"{__name__}:build_own", "arm": "own"}
+    )
+    events = play(config, None)
+    ended = events[-1]
+    assert isinstance(ended, TrialEnded)
+    assert ended.outcome == "ok"
+    assert ended.summary["avg_layers_executed"] is None
+    assert ended.summary["speedup_estimate"] is None
+    assert ended.summary["speedup_measured"] is None
+    assert of(Measured, events)[0].metrics["speed/eval_microseconds_per_token"] > 0
+
+
+def build_own(config: TrialConfig, vocab_size: int) -> torch.nn.Module:
+    class Bigrams(torch.nn.Module):
+        causal = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(vocab_size, vocab_size)
+
+        def forward(self, tokens: torch.Tensor) -> Prediction:
+            return Prediction(self.table(tokens))
+
+    return Bigrams()
