@@ -182,19 +182,19 @@ def ui(
 
 def _run(value: Sweep, options: "SweepOptions", runs: Path, as_json: bool) -> int:
     """Run a sweep under its views, write its table, show it; return the exit status."""
+    from bkray.cluster.record import git_state
     from bkray.cluster.tuner import resolve, run_sweep
     from bkray.report import tables
     from bkray.sinks.console import ConsoleView
     from bkray.sinks.mlflow import MlflowView, open_store
 
     search = resolve(value, options)
-    swept, total = search.swept(), search.n_planned
-    views: list[SweepView] = [
-        MlflowView(
-            open_store(runs), value.name, options.out.name, {"preset": options.preset}, swept
-        )
-    ]
-    views += [] if as_json else [ConsoleView(total, swept=swept)]
+    swept = search.swept()
+    git = git_state()
+    meta = {"preset": options.preset} | ({"git_sha": git["sha"]} if git else {})
+    tracking = open_store(runs)
+    views: list[SweepView] = [] if as_json else [ConsoleView(search.n_planned, swept=swept)]
+    views.append(MlflowView(tracking, value.name, options.out.name, meta, swept))
     try:
         ended = run_sweep(value, options, views)
     finally:

@@ -62,6 +62,7 @@ def run(
         data_hash=shards.fingerprint,
         step=trial.progress.step,
     )
+    warm_up(trial)
     measure.forget_peak_memory(trial.device)
     ending = yield from train(trial, stop)
     measured: dict[str, float] = {}
@@ -81,6 +82,19 @@ def use_threads(n_threads: int) -> None:
     torch.set_num_threads(n_threads)
     set_threads(n_threads)
     os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(n_threads)
+
+
+def warm_up(trial: Run) -> None:
+    """Compile what the model needs, so that no clock counts it; draws no random number."""
+    inputs_WN, _ = trial.validation
+    n_rows = trial.config.train.batch_size // trial.config.train.accumulation
+    tokens_BN = inputs_WN[:1].expand(n_rows, -1).to(trial.device)
+    trial.model.eval()
+    with trial.autocast:
+        logits_BNV = trial.model(tokens_BN).logits_BNV
+    torch.autograd.backward(logits_BNV.float().mean())
+    trial.model.zero_grad(set_to_none=True)
+    trial.model.train()
 
 
 def compose(config: TrialConfig, shards: Shards, folder: Path | None) -> Run:

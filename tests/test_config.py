@@ -1,4 +1,4 @@
-"""The config refuses what cannot be meant, in one message: field, value, allowed range, what to do."""
+"""The config refuses what cannot be meant, in one line: field, value, range, what to do."""
 
 import re
 from typing import Any

@@ -21,8 +21,16 @@ from bkray.events import (
 )
 
 STARTED = TrialStarted(
-    trial_id="a", sweep="s", arm="", seed=0, attempt=1, config={}, n_params=1, causal=True, data_hash="d"
-)  # fmt: skip
+    trial_id="a",
+    sweep="s",
+    arm="",
+    seed=0,
+    attempt=1,
+    config={},
+    n_params=1,
+    causal=True,
+    data_hash="d",
+)
 
 
 def window(**changes: Any) -> StepsDone:
@@ -60,7 +68,9 @@ def test_a_window_must_have_as_many_norms_as_losses() -> None:
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_an_evaluation_is_named_by_its_split(split: str) -> None:
-    event = EvalDone(step=4, tokens=9, split=split, loss_nats=1.5, metrics={"act/ponder_cost": 3.0})
+    event = EvalDone(
+        step=4, tokens=9, split=split, loss_nats=1.5, metrics={"act/ponder_cost": 3.0}
+    )
     assert list(rows(event)) == [
         Row("eval", 4, split, f"{split}/loss_nats", 1.5),
         Row("eval", 4, split, "act/ponder_cost", 3.0),

@@ -115,7 +115,11 @@ def test_acting_leaves_out_what_does_nothing() -> None:
     assert acting(given) == kept
     assert acting({**given, "model.depth": "act"}) == {**given, "model.depth": "act"}
     assert acting({"model.build": "a:b", "model.d_model": 8}) == {"model.build": "a:b"}
-    for overrides in (given, {"model.top_k": 2}, {"model.mixer": "attention", "model.n_values": 2}):
+    for overrides in (
+        given,
+        {"model.top_k": 2},
+        {"model.mixer": "attention", "model.n_values": 2},
+    ):
         build(acting(overrides))
 
 

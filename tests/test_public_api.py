@@ -26,7 +26,9 @@ HEAVY = {"torch", "ray", "mlflow", "optuna", "numba", "pyarrow", "pandas", "scip
 
 def loaded_by(statement: str) -> set[str]:
     code = f"import sys, json; {statement}; print(json.dumps(list(sys.modules)))"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     return {name.partition(".")[0] for name in json.loads(ended.stdout)}
 
 

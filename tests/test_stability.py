@@ -1,4 +1,4 @@
-"""The judge: spikes counted step by step, non-finite numbers ended at once, windows without seams."""
+"""The judge: spikes step by step, non-finite numbers at once, windows without seams."""
 
 import itertools
 import math
@@ -72,7 +72,9 @@ def test_a_loss_that_is_not_finite_ends_the_trial_and_is_named(value: float, pla
 
 
 @pytest.mark.parametrize("value", BROKEN)
-def test_a_gradient_norm_that_is_not_finite_ends_the_trial_though_the_loss_is(value: float) -> None:
+def test_a_gradient_norm_that_is_not_finite_ends_the_trial_though_the_loss_is(
+    value: float,
+) -> None:
     _, verdict, _ = judge(Health(), window([1.0, 1.0, 1.0], 8, [1.0, value, 1.0]))
     assert verdict == Verdict("diverged", f"gradient norm is {value} at step 7", 7)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_config, write_text
 
 from bkray.config import TrialConfig
 from bkray.errors import ConfigError, DataError, ResumeError
@@ -27,7 +28,6 @@ from bkray.overrides import build
 from bkray.report.tables import COLUMNS
 from bkray.train import checkpoint
 from bkray.trial import identify, run
-from tiny import tiny_config, write_text
 
 SHORT: dict[str, Any] = {
     "n_layers": 2,

@@ -34,7 +34,7 @@ def describe(search: Search, *, data_hash: str) -> dict[str, Any]:
         "data_hash": data_hash,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "bkray": bkray.__version__,
-        "git": _git(Path(bkray.__file__).parent),
+        "git": git_state(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "hardware": {
@@ -45,7 +45,7 @@ def describe(search: Search, *, data_hash: str) -> dict[str, Any]:
     }
 
 
-def _git(folder: Path) -> dict[str, Any] | None:
+def git_state(folder: Path = Path(bkray.__file__).parent) -> dict[str, Any] | None:
     """Return commit and whether files differ from it; ``None`` without a checkout or git."""
     try:
         sha = _git_says(folder, "rev-parse", "HEAD").strip()

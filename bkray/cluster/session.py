@@ -1,6 +1,6 @@
 """A silent Ray session: started on this machine, or joined at an address, and left as found.
 
-This file and ``tune_carrier.py`` are the only ones that import ray, and only inside a sweep.
+Ray is imported here and in the ``tune_*`` and ``ray_*`` files, and only once a sweep asks for it.
 """
 
 import importlib

@@ -2,6 +2,7 @@
 
 The arithmetic operators work lane by lane. numba's own loops over a short inner axis keep their
 state in memory between outer iterations; a scan written with lanes carries it in registers.
+numba's disk cache does not watch this file: after a change here delete ``__pycache__/*.nb?``.
 """
 
 import operator

@@ -106,10 +106,17 @@ def two_sided_diagonal(
 
 
 def halo_sites(eta_min: float, dtype: torch.dtype) -> int:
-    """Return after how many sites the past is forgotten to the rounding of ``dtype``."""
-    rounding = torch.finfo(dtype).eps
-    decay = math.asinh(eta_min / 2)  # per site, of |g| in the middle of the band
-    return math.ceil(math.log((1 + 1 / eta_min) / rounding) / decay)
+    """Return how many sites make the past as small as the rounding of ``dtype``.
+
+    What lies W sites back moves ``y`` by at most a share ``(1 + 1/eta) exp(-W asinh(eta/2))``, the
+    product of the gates in the middle of the band, and ``g`` by the square of that product.
+
+    Args:
+        eta_min: the smallest ``eta`` of any head, above 0.
+        dtype: of the scan.
+    """
+    decay = math.asinh(eta_min / 2)
+    return math.ceil(math.log((1 + 1 / eta_min) / torch.finfo(dtype).eps) / decay)
 
 
 def set_threads(n_threads: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import njit, types
+from numba import from_dtype, njit, types
 from torch import Tensor
 
 from bkray.ops.lanes import CACHE_LINE, load, prefetch, reciprocal, store, take_ticket, zero
@@ -30,7 +30,7 @@ HALO_SHARE = 8
 SERIAL_SITE_CHANNELS = 1 << 15
 """Below this a second thread costs more than it saves (waking it takes tens of microseconds)."""
 
-PAST_CACHE_BYTES = 64 << 20
+PAST_CACHE_BYTES = 8 << 20
 """Results larger than this leave the cache before anyone reads them: written past it."""
 
 lanewise = functools.partial(njit, nogil=True, error_model="numpy")
@@ -96,7 +96,7 @@ class _Plan:
         aligned = [t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous() for t in tensors]
         arrays = [t.detach().numpy() for t in (*aligned, *results)]
         past_cache = sum(t.nbytes for t in results) > PAST_CACHE_BYTES and self._in_lines(results)
-        kinds = tuple((a.dtype.name, a.ndim) for a in arrays)
+        kinds = tuple((a.dtype, a.ndim) for a in arrays)
         compiled = _compiled(tasks, kinds, self.width, past_cache)
         work = functools.partial(
             compiled,
@@ -150,10 +150,10 @@ def _pool(process: int) -> ThreadPoolExecutor:
 
 @functools.cache
 def _compiled(
-    tasks: Callable[..., None], arrays: tuple[tuple[str, int], ...], width: int, past_cache: bool
+    tasks: Callable[..., None], arrays: tuple[tuple[Any, int], ...], width: int, past_cache: bool
 ) -> Callable[..., None]:
     """Machine code for any strides, from numba's cache on disk if it was made before."""
-    strided = [types.Array(getattr(types, name), ndim, "A") for name, ndim in arrays]
+    strided = [types.Array(from_dtype(dtype), ndim, "A") for dtype, ndim in arrays]
     lanes = types.UniTuple(types.int64, width)
     plan = (types.int64[::1], types.int64[:, ::1], types.int64, lanes)
     way = types.boolean if past_cache else types.none

@@ -62,9 +62,16 @@ def _continued_fraction(gap_BNH: Tensor) -> Tensor:
     Composed maps lose digits where a part of the chain resonates and the whole does not. One
     Newton step, a linear scan of the residuals, gives the accuracy of the plain loop back.
     """
-    one = torch.ones_like(gap_BNH)
-    g_BNH = _moebius_scan((torch.zeros_like(one), one, -one, gap_BNH))
-    target_BNH = torch.cat((1 / gap_BNH[:, :1], 1 / (gap_BNH[:, 1:] - g_BNH[:, :-1])), 1)
+    n_pairs = gap_BNH.shape[1] // 2
+    first, second = gap_BNH[:, : 2 * n_pairs : 2], gap_BNH[:, SECOND]
+    g_BNH = torch.empty_like(gap_BNH)
+    if n_pairs > 0:
+        g_BNH[:, SECOND] = _moebius_scan(
+            (-torch.ones_like(first), first, -second, second * first - 1)
+        )
+    g_BNH[:, :1] = 1 / gap_BNH[:, :1]
+    g_BNH[:, LATER] = 1 / (gap_BNH[:, LATER] - _before_later(g_BNH))
+    target_BNH = torch.cat((g_BNH[:, :1], 1 / (gap_BNH[:, 1:] - g_BNH[:, :-1])), 1)
     return g_BNH + _linear_scan(target_BNH * target_BNH, target_BNH - g_BNH)
 
 
@@ -77,14 +84,18 @@ def _moebius_scan(maps: Moebius) -> Tensor:
     a1, b1, c1, d1 = (entry[:, : 2 * n_pairs : 2] for entry in maps)
     a2, b2, c2, d2 = (entry[:, SECOND] for entry in maps)
     pair = (a2 * a1 + b2 * c1, a2 * b1 + b2 * d1, c2 * a1 + d2 * c1, c2 * b1 + d2 * d1)
-    largest = torch.stack([entry.abs() for entry in pair]).amax(0)  # or they would overflow
-    second = _moebius_scan(tuple(entry / largest for entry in pair))  # type: ignore[arg-type]
+    scale = 1 / (pair[2].abs() + pair[3].abs())  # the same map, and the entries cannot overflow
     scanned = torch.empty_like(a)
-    scanned[:, SECOND] = second
+    scanned[:, SECOND] = _moebius_scan(tuple(entry * scale for entry in pair))  # type: ignore[arg-type]
     scanned[:, :1] = b[:, :1] / d[:, :1]
-    before = second[:, : (a.shape[1] - 1) // 2]
+    before = _before_later(scanned)
     scanned[:, LATER] = (a[:, LATER] * before + b[:, LATER]) / (c[:, LATER] * before + d[:, LATER])
     return scanned
+
+
+def _before_later(scanned: Tensor) -> Tensor:
+    """The left neighbours of the sites 2, 4, 6, ..."""
+    return scanned[:, SECOND][:, : (scanned.shape[1] - 1) // 2]
 
 
 def _linear_scan(gate: Tensor, value: Tensor) -> Tensor:
@@ -97,6 +108,5 @@ def _linear_scan(gate: Tensor, value: Tensor) -> Tensor:
     scanned = torch.empty_like(value)
     scanned[:, SECOND] = _linear_scan(second * first, pair)
     scanned[:, :1] = value[:, :1]
-    before = scanned[:, SECOND][:, : (value.shape[1] - 1) // 2]
-    scanned[:, LATER] = value[:, LATER] + gate[:, LATER] * before
+    scanned[:, LATER] = value[:, LATER] + gate[:, LATER] * _before_later(scanned)
     return scanned

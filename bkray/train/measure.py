@@ -114,7 +114,7 @@ def flops_per_token(model: nn.Module, tokens_BN: Tensor) -> float:
 
     was_training = model.training
     model.eval()
-    # The counter does not know the CPU's fused attention; plain matrix products it sees everywhere.
+    # The counter is blind to the CPU's fused attention; plain products it sees everywhere.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(tokens_BN)
     model.train(was_training)

@@ -1,7 +1,7 @@
 """What every language model that ships must do: each mixer x depth policy x experts x positions.
 
-Letters: B batch, N sites, V vocabulary. Equality is judged in float64, where routing and halting do
-not flip by rounding.
+Letters: B batch, N sites, V vocabulary. Equality is judged in float64, where routing and halting
+do not flip by rounding.
 """
 
 import itertools
@@ -9,14 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-
-from bkray.errors import ConfigError
-from bkray.nn.block import Block
-from bkray.nn.build import feed_forward
-from bkray.nn.depth import DenseDepth
-from bkray.nn.lm import LanguageModel, Prediction
-from bkray.nn.own_model import largest_leak
 from tiny import (
     GO,
     MIXERS,
@@ -28,6 +20,14 @@ from tiny import (
     tiny_model,
     uneven_rows,
 )
+from torch import Tensor, nn
+
+from bkray.errors import ConfigError
+from bkray.nn.block import Block
+from bkray.nn.build import feed_forward
+from bkray.nn.depth import DenseDepth
+from bkray.nn.lm import LanguageModel, Prediction
+from bkray.nn.own_model import largest_leak
 
 SITES = 16
 EXPERTS: dict[str, dict[str, Any]] = {
@@ -46,7 +46,7 @@ COMBINATIONS = [
 
 
 def combined(combination: tuple[str, str, str, str], **further: Any) -> LanguageModel:
-    """Return the model of a combination; one with ACT halts very differently from token to token."""
+    """Return the model of a combination; with ACT it halts very differently at each token."""
     mixer, depth, experts, position = combination
     knobs = {"depth": depth, "position": position, **EXPERTS[experts], **further}
     model = tiny_model(mixer, **knobs)
@@ -169,7 +169,7 @@ def test_dropout_acts_in_training_alone(combination: Any) -> None:
 
 
 def test_a_bk_model_hears_a_token_64_sites_on() -> None:
-    """Influence is the norm of the Jacobian of the logits with respect to one token's embedding."""
+    """Influence is the norm of the Jacobian of the logits by one token's embedding."""
     model = tiny_model("bk", d_model=64, n_layers=4, n_heads=16, n_values=6, d_hidden=256)
     tokens = random_tokens(1, 96)
     embedded: list[Tensor] = []

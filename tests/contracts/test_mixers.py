@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import MIXERS, tiny_config
 from torch import Tensor
 
 from bkray.nn.build import mixer as build_mixer
 from bkray.nn.mixer import Mixer
-from tiny import MIXERS, tiny_config
 
 WIDTH, SITES = 16, 24
 
@@ -138,7 +138,7 @@ def test_bf16_autocast_says_about_the_same(kind: str) -> None:
 
 @torch.no_grad()
 def test_a_long_memory_survives_bf16_autocast() -> None:
-    """Gates of 0.9975 over 400 equal sites: a scan in bf16 would round them to 1 and miss by 37%."""
+    """Gates of 0.9975 over 400 equal sites: a scan in bf16 would miss by 37%."""
     single = of_kind("linear_recurrence", torch.float32)
     torch.nn.init.constant_(single.forget.bias, 6.0)
     given = hidden(n_rows=1, n_sites=1, dtype=torch.float32).expand(1, 400, WIDTH)

@@ -1,4 +1,4 @@
-"""How the BK mixer starts, and that its features are those of the resolvent. Letters as in ``bk``."""
+"""How the BK mixer starts, and that it reads the resolvent. Letters as in ``bk``."""
 
 import math
 

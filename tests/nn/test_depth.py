@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import GO, MIXERS, STOP, random_tokens, steer, tiny_config, tiny_model, uneven_rows
 from torch import Tensor, nn
 
 from bkray.nn.depth import ActDepth, Deep, DenseDepth, HaltingUnit
 from bkray.nn.lm import LanguageModel
 from bkray.train.step import losses
-from tiny import GO, MIXERS, STOP, random_tokens, steer, tiny_config, tiny_model, uneven_rows
 
 SITES, WIDTH, LAYERS = 16, 16, 4
 EXPERTS: tuple[dict[str, Any], ...] = ({}, {"n_experts": 3, "top_k": 2})
@@ -30,7 +30,7 @@ class Still(nn.Module):
 
 
 def still_depth(*logits: float, threshold: float = 0.99) -> tuple[ActDepth, list[Still]]:
-    """Return ACT over blocks that do nothing, whose halting logits are ``logits`` at every token."""
+    """Return ACT over blocks that do nothing, halting with ``logits`` at every token."""
     depth = ActDepth(WIDTH, len(logits) + 1, threshold).double()
     for unit, logit in zip(depth.halting, logits, strict=True):
         nn.init.zeros_(unit.down.weight)

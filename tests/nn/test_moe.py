@@ -1,4 +1,4 @@
-"""Experts against a dense form that asks every expert about every token. T tokens, D width, E experts."""
+"""Experts against a plain loop over tokens. T tokens, D width, E experts."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A user's own model by dotted path: what is refused, and with which words. Letters as in ``lm``."""
+"""A user's own model by dotted path: what is refused, with which words. B, N, V as in ``lm``."""
 
 import math
 from typing import Any

@@ -285,6 +285,14 @@ def test_a_nan_gradient_crosses_chunks_of_time_to_the_left() -> None:
     assert dh[0, :, 0].eq(0).all() and dx[0, :, 0, 0].eq(0).all()
 
 
+def test_writing_past_the_cache_writes_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = draw(2, 40, 2, 16, 0.05, torch.float32)
+    expected = with_gradients(inputs, "cpu")
+    monkeypatch.setattr(tridiagonal_cpu, "PAST_CACHE_BYTES", 0)
+    got = with_gradients(inputs, "cpu")
+    assert all(torch.equal(*pair) for pair in zip(got, expected, strict=True))
+
+
 def test_several_python_threads_at_once_give_the_same_numbers() -> None:
     inputs = draw(8, 200, 1, 20, 0.05, torch.float32)
     expected = with_gradients(inputs, "cpu")

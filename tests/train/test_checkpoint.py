@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import random_tokens, tiny_config, tiny_model
 
 from bkray.errors import ResumeError
 from bkray.stability import Health
@@ -13,7 +14,6 @@ from bkray.train import checkpoint
 from bkray.train.checkpoint import Progress
 from bkray.train.optim import adamw
 from bkray.train.step import losses
-from tiny import random_tokens, tiny_config, tiny_model
 
 KNOBS = {"depth": "act", "n_experts": 2}
 PROGRESS = Progress(

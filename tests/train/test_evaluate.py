@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import STOP, random_tokens, steer, tiny_model, uneven_rows
 
 from bkray.nn.lm import Prediction
 from bkray.train.evaluate import evaluate
-from tiny import STOP, random_tokens, steer, tiny_model, uneven_rows
 
 OFF = torch.autocast("cpu", torch.bfloat16, enabled=False)
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from tiny import GO, MIXERS, STOP, VOCABULARY, random_tokens, steer, tiny_model
 from torch import Tensor, nn
 
 from bkray.train.measure import (
@@ -16,7 +17,6 @@ from bkray.train.measure import (
     peak_memory_mib,
     speed,
 )
-from tiny import GO, MIXERS, STOP, VOCABULARY, random_tokens, steer, tiny_model
 
 CPU = torch.device("cpu")
 TOKENS = torch.zeros(2, 5, dtype=torch.int64)

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import MIXERS, tiny_model
 from torch import nn
 
 from bkray.config import OptimizerConfig
 from bkray.train.optim import adamw, lr_factor, set_lr
-from tiny import MIXERS, tiny_model
 
 KNOBS = OptimizerConfig(lr=0.01, weight_decay=0.3, beta1=0.8, beta2=0.7)
 

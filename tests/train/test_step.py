@@ -1,4 +1,4 @@
-"""One optimizer step: parts of a batch add up, the loss is what it says, clipping is reported before.
+"""One optimizer step: parts of a batch add up, losses are what they say, norms are unclipped.
 
 Letters: B batch, N sites, V vocabulary, L layers with experts, E experts.
 """
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import GO, STOP, VOCABULARY, random_tokens, steer, tiny_config, tiny_model, uneven_rows
 from torch import Tensor, nn
 
 from bkray.config import ModelConfig
@@ -16,7 +17,6 @@ from bkray.nn.lm import LanguageModel, Prediction
 from bkray.nn.moe import Routing
 from bkray.train.optim import adamw, set_lr
 from bkray.train.step import Numbers, losses, optimizer_step, token_loss_nats
-from tiny import GO, STOP, VOCABULARY, random_tokens, steer, tiny_config, tiny_model, uneven_rows
 
 OFF = torch.autocast("cpu", torch.bfloat16, enabled=False)
 KINDS: dict[str, dict[str, Any]] = {
@@ -74,7 +74,7 @@ def trained(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("accumulation", [2, 4])
 def test_accumulation_changes_neither_losses_nor_weights(kind: str, accumulation: int) -> None:
-    """Row 0 stops at once and row 1 never: the parts of a batch run different numbers of layers."""
+    """Row 0 stops at once and row 1 never: parts of a batch run different numbers of layers."""
     batches = [uneven_rows(17).roll(shift, 0) for shift in range(5)]
     whole, expected, gradients = trained(kind, 1, batches)
     parted, said, summed = trained(kind, accumulation, batches)
@@ -205,7 +205,7 @@ def routing_of(probability_TE: Tensor) -> Routing:
         ([0.5, 0.5, 0.0, 0.0], [0.5, 0.25, 0.25, 0.0], 1.5),
     ],
 )
-def test_balance_is_1_for_an_even_router_and_E_for_one_that_knows_a_single_expert(
+def test_balance_is_1_for_an_even_router_and_their_number_if_one_expert_takes_all(
     probability: list[float], load: list[float] | None, expected: float
 ) -> None:
     routing = routing_of(torch.tensor([probability] * 10, dtype=torch.float64))

@@ -1,0 +1,90 @@
+"""What speedups are relative to, and the columns of odd trials."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import MIXERS, tiny_config
+
+from bkray.data.shards import prepare
+from bkray.nn.depth import DenseDepth
+from bkray.nn.lm import LanguageModel
+from bkray.stability import Health
+from bkray.train.checkpoint import Progress
+from bkray.train.summary import dense_rival, reference_layers, summary
+from bkray.trial import compose
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_the_rival_is_the_dense_model_of_the_reference_depth(mixer: str) -> None:
+    config = tiny_config(mixer, depth="act", n_experts=2, top_k=2, speed_reference_layers=5)
+    rival = dense_rival(config, 256)
+    assert isinstance(rival, LanguageModel)
+    assert isinstance(rival.depth, DenseDepth)
+    assert len(rival.blocks) == reference_layers(config) == 5
+    dense = tiny_config(mixer, n_experts=2, top_k=2)
+    block = rival.blocks[0]
+    assert type(block.mixer) is type(dense_rival(dense, 256).blocks[0].mixer)  # type: ignore
+    assert len(block.feed_forward.experts) == 2
+
+
+def test_the_reference_is_the_trials_own_depth_unless_told() -> None:
+    assert reference_layers(tiny_config(n_layers=2)) == 2
+    assert reference_layers(tiny_config(n_layers=2, speed_reference_layers=1)) == 1
+
+
+def columns(text: Path, **progress: Any) -> dict[str, Any]:
+    config = tiny_config(corpus=str(text))
+    trial = compose(config, prepare(config.data, 16), None)
+    trial.progress = Progress(**progress)
+    return summary(trial, {})
+
+
+def test_a_trial_without_a_step_knows_no_rates(text: Path) -> None:
+    said = columns(text)
+    unknown = {name for name, value in said.items() if value is None}
+    assert unknown == {
+        *("best_val_loss_nats", "best_val_ppl", "final_val_loss_nats", "speedup_estimate"),
+        *("speedup_measured", "tokens_per_second", "grad_norm_mean", "grad_norm_std"),
+        *("ponder_cost", "spikes_per_1000_steps"),
+    }
+    assert said["steps"] == 0
+
+
+def test_equal_gradient_norms_have_a_spread_of_zero_and_not_below(text: Path) -> None:
+    norm, steps = 0.1, 3
+    said = columns(text, step=steps, train_seconds=1.0, norm_sum=norm * 3, norm_square_sum=0.03)
+    assert said["grad_norm_mean"] == pytest.approx(0.1)
+    assert 0.0 <= said["grad_norm_std"] <= 1e-8
+
+
+def test_the_spread_of_gradient_norms_is_their_standard_deviation(text: Path) -> None:
+    said = columns(text, step=2, train_seconds=1.0, norm_sum=4.0, norm_square_sum=10.0)
+    assert (said["grad_norm_mean"], said["grad_norm_std"]) == (2.0, 1.0)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf, 1e300])
+def test_no_column_is_nan_or_infinite_whatever_was_seen(text: Path, broken: float) -> None:
+    said = columns(
+        text,
+        step=5,
+        tokens=10,
+        train_seconds=1.0,
+        best_val_loss_nats=broken,
+        final_val_loss_nats=broken,
+        norm_sum=broken,
+        norm_square_sum=broken,
+        metrics={"act/ponder_cost": broken, "act/avg_layers_executed": broken}
+        | {"act/std_layers_executed": broken},
+    )
+    for name, value in said.items():
+        assert not isinstance(value, float) or math.isfinite(value), name
+    assert said["best_val_ppl"] is None or broken < 0
+
+
+def test_spikes_are_counted_per_thousand_steps(text: Path) -> None:
+    said = columns(text, step=50, train_seconds=2.0, tokens=800, health=Health(1.0, 3))
+    assert said["spike_count"] == 3
+    assert said["spikes_per_1000_steps"] == 60.0
+    assert said["tokens_per_second"] == 400.0
