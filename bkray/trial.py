@@ -15,6 +15,7 @@ from bkray.data.shards import Shards, prepare
 from bkray.errors import ConfigError, ResumeError
 from bkray.events import Event, Measured, TrialEnded, TrialStarted
 from bkray.nn.build import build
+from bkray.ops.memory import keep_freed_memory
 from bkray.ops.tridiagonal import set_threads
 from bkray.train import checkpoint, measure
 from bkray.train.checkpoint import Progress
@@ -48,6 +49,7 @@ def run(
         ResumeError: the checkpoint in ``folder`` belongs to another trial.
     """
     use_threads(config.threads)
+    keep_freed_memory()
     shards = prepare(config.data, config.model.n_seq)
     trial = compose(config, shards, folder)
     yield TrialStarted(

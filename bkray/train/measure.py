@@ -10,13 +10,15 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from bkray.ops.memory import give_freed_memory_back
 
 ROUNDS = 9
 """Paired timings; the median of their ratios is what counts on a shared machine."""
@@ -43,20 +45,28 @@ def machine_lock() -> Iterator[None]:
 
 
 def speed(
-    model: nn.Module, rival: nn.Module | None, tokens_BN: Tensor, *, rounds: int = ROUNDS
+    model: nn.Module,
+    rival: nn.Module | None,
+    tokens_BN: Tensor,
+    *,
+    rounds: int = ROUNDS,
+    now: Callable[[], float] = time.perf_counter,
 ) -> Speed:
-    """Time the model, and in turn its rival, in evaluation mode after one warm-up each."""
+    """Time the model, and in turn its rival, in evaluation mode after one warm-up each.
+
+    ``now`` returns seconds.
+    """
     timed = [model] if rival is None else [model, rival]
     seconds: list[list[float]] = [[] for _ in timed]
     with machine_lock():
         for one in timed:
-            _seconds(one, tokens_BN, 1)  # warms up
-        shortest = min(_seconds(one, tokens_BN, 1) for one in timed)
+            _seconds(one, tokens_BN, 1, now)  # warms up
+        shortest = min(_seconds(one, tokens_BN, 1, now) for one in timed)
         repeats = max(1, math.ceil(SHORTEST_SECONDS / shortest))
         for round_ in range(rounds):
             # Turns alternate, so that whoever comes second does not always find a warm cache.
             for i in range(len(timed)) if round_ % 2 else reversed(range(len(timed))):
-                seconds[i].append(_seconds(timed[i], tokens_BN, repeats))
+                seconds[i].append(_seconds(timed[i], tokens_BN, repeats, now))
     ratios = [other / own for own, other in zip(*seconds, strict=True)] if rival else []
     return Speed(
         statistics.median(seconds[0]) / tokens_BN.numel(),
@@ -65,16 +75,16 @@ def speed(
 
 
 @torch.no_grad()
-def _seconds(model: nn.Module, tokens_BN: Tensor, repeats: int) -> float:
+def _seconds(model: nn.Module, tokens_BN: Tensor, repeats: int, now: Callable[[], float]) -> float:
     """Return the mean time of one forward pass."""
     was_training = model.training
     model.eval()
     _wait(tokens_BN.device)
-    start = time.perf_counter()
+    start = now()
     for _ in range(repeats):
         model(tokens_BN)
     _wait(tokens_BN.device)
-    seconds = time.perf_counter() - start
+    seconds = now() - start
     model.train(was_training)
     return seconds / repeats
 
@@ -86,6 +96,7 @@ def _wait(device: torch.device) -> None:
 
 def forget_peak_memory(device: torch.device) -> None:
     """Start a new peak, so that a process which ran other trials does not report theirs."""
+    give_freed_memory_back()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif Path("/proc/self/clear_refs").exists():

@@ -293,8 +293,20 @@ def test_writing_past_the_cache_writes_the_same_numbers(monkeypatch: pytest.Monk
     assert all(torch.equal(*pair) for pair in zip(got, expected, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_number_of_threads_changes_nothing_while_there_are_rows(dtype: torch.dtype) -> None:
+    inputs = draw(8, 300, 1, 20, 0.05, dtype)
+    expected = with_gradients(inputs, "cpu")
+    torch.set_num_threads(1)
+    for _ in range(5):
+        assert all(map(torch.equal, with_gradients(inputs, "cpu"), expected))
+    torch.set_num_threads(4)
+    for _ in range(20):
+        assert all(map(torch.equal, with_gradients(inputs, "cpu"), expected))
+
+
 def test_several_python_threads_at_once_give_the_same_numbers() -> None:
-    inputs = draw(8, 200, 1, 20, 0.05, torch.float32)
+    inputs = draw(8, 300, 1, 20, 0.05, torch.float32)
     expected = with_gradients(inputs, "cpu")
     with ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(with_gradients, inputs, "cpu") for _ in range(16)]
