@@ -16,7 +16,6 @@ from bkray.errors import ConfigError, ResumeError
 from bkray.events import Event, Measured, TrialEnded, TrialStarted
 from bkray.nn.build import build
 from bkray.ops.memory import keep_freed_memory
-from bkray.ops.tridiagonal import set_threads
 from bkray.train import checkpoint, measure
 from bkray.train.checkpoint import Progress
 from bkray.train.evaluate import Evaluation, evaluate
@@ -80,9 +79,8 @@ def run(
 
 
 def use_threads(n_threads: int) -> None:
-    """Give torch, numba and OpenMP so many threads each, here and in child processes."""
+    """Give torch, and the scan with it, so many threads; child processes inherit the number."""
     torch.set_num_threads(n_threads)
-    set_threads(n_threads)
     os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(n_threads)
 
 

@@ -119,11 +119,6 @@ def halo_sites(eta_min: float, dtype: torch.dtype) -> int:
     return math.ceil(math.log((1 + 1 / eta_min) / torch.finfo(dtype).eps) / decay)
 
 
-def set_threads(n_threads: int) -> None:
-    """Let the CPU form use so many threads: it follows torch's own number, read at each call."""
-    torch.set_num_threads(n_threads)
-
-
 def _require_shapes(
     h_BNH: Tensor, x_BNKH: Tensor, energy_H: Tensor, eta_H: Tensor, state_BFH: Tensor | None
 ) -> None:
