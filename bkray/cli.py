@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -16,12 +17,11 @@ import typer
 from typer.exceptions import TyperException
 
 from bkray.errors import BkrayError, ConfigError
-from bkray.sweep import Sweep
+from bkray.sweep import Objective, Sweep
 
 if TYPE_CHECKING:  # each verb imports what it needs, so that --help stays quick
-    from rich.console import RenderableType
-
     from bkray.cluster.tuner import SweepOptions
+    from bkray.report.tables import Row
     from bkray.sinks.sink import SweepView
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -135,15 +135,15 @@ def sweep(
 @app.command(epilog="Example: bkray show runs/act/20260101-120000-small")
 def show(folder: Path, as_json: AsJson = False) -> int:
     """Show leaderboard, Pareto front and outcomes of a running or finished sweep."""
-    from bkray.report import tables
+    from bkray.report import ranking, tables
 
     rows = tables.collect(folder)
     objectives = tables.objectives(folder)
     if as_json:
-        front = [row["trial_id"] for row in tables.pareto_front(rows, objectives)]
-        _print_json({"trials": tables.leaderboard(rows, objectives), "pareto_front": front})
+        front = [row["trial_id"] for row in ranking.pareto_front(rows, objectives)]
+        _print_json({"trials": ranking.leaderboard(rows, objectives), "pareto_front": front})
     else:
-        _print_rich(tables.render(rows, objectives))
+        _print_tables(rows, objectives)
     return 0
 
 
@@ -184,7 +184,7 @@ def _run(value: Sweep, options: "SweepOptions", runs: Path, as_json: bool) -> in
     """Run a sweep under its views, write its table, show it; return the exit status."""
     from bkray.cluster.record import git_state
     from bkray.cluster.tuner import resolve, run_sweep
-    from bkray.report import tables
+    from bkray.report import ranking, tables
     from bkray.sinks.console import ConsoleView
     from bkray.sinks.mlflow import MlflowView, open_store
 
@@ -203,11 +203,11 @@ def _run(value: Sweep, options: "SweepOptions", runs: Path, as_json: bool) -> in
     tables.write_trials_parquet(ended.folder)
     rows, objectives = tables.collect(ended.folder), tables.objectives(ended.folder)
     if as_json:
-        front = [row["trial_id"] for row in tables.pareto_front(rows, objectives)]
+        front = [row["trial_id"] for row in ranking.pareto_front(rows, objectives)]
         counts = {"folder": str(ended.folder), "outcomes": dict(ended.outcomes)}
         _print_json({**counts, "n_reused": ended.n_reused, "pareto_front": front})
     else:
-        _print_rich(tables.render(rows, objectives))
+        _print_tables(rows, objectives)
         print(f"\nTables: {ended.folder}/trials.parquet, again with: bkray show {ended.folder}")
         print(f"Compare the trials in the MLflow UI: bkray ui --runs {runs}")
     if ended.first_failure:
@@ -242,12 +242,16 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, default=str))
 
 
-def _print_rich(renderable: "RenderableType") -> None:
+def _print_tables(rows: "list[Row]", objectives: Sequence[Objective]) -> None:
     from rich.console import Console
 
+    from bkray.report.terminal import render, render_text
+
     console = Console()
-    # Off a terminal a table must not be folded to the 80 columns that nobody has there.
-    (console if console.is_terminal else Console(width=200)).print(renderable)
+    if console.is_terminal:
+        console.print(render(rows, objectives))
+    else:
+        print(render_text(rows, objectives))
 
 
 def _fail(message: str, status: int) -> NoReturn:

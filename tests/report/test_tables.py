@@ -15,19 +15,9 @@ import pytest
 from rich.console import Console
 
 from bkray.errors import ConfigError
-from bkray.report.tables import (
-    COLUMNS,
-    Row,
-    collect,
-    front_verdict,
-    label,
-    leaderboard,
-    objectives,
-    pareto_front,
-    render,
-    render_text,
-    write_trials_parquet,
-)
+from bkray.report.ranking import front_verdict, label, leaderboard, pareto_front
+from bkray.report.tables import COLUMNS, Row, collect, objectives, write_trials_parquet
+from bkray.report.terminal import render, render_text
 from bkray.sweep import Objective
 
 LOSS = Objective(column="best_val_loss_nats", direction="minimize")

@@ -1,0 +1,117 @@
+"""Who won: leaderboard, Pareto front, and ACT against plain depth. Pure functions of rows."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bkray.errors import ConfigError
+from bkray.events import OUTCOMES
+from bkray.report.tables import COLUMNS, Row, dense_depth
+from bkray.sweep import Objective
+
+
+def leaderboard(rows: Iterable[Row], objectives: Sequence[Objective]) -> list[Row]:
+    """Return the rows best first: by outcome (``ok`` before all others), then by first objective.
+
+    Within an outcome, a value that is missing or not finite comes last; equals go by trial id.
+    """
+
+    def place(row: Row) -> tuple[int, float, str]:
+        (cost,) = _costs(row, objectives[:1]) or (math.inf,)
+        return OUTCOMES.index(row["outcome"]), cost, row["trial_id"]
+
+    return sorted(rows, key=place)
+
+
+def pareto_front(rows: Iterable[Row], objectives: Sequence[Objective]) -> list[Row]:
+    """Return the rows that no other row beats, in the order of the first objective.
+
+    One row beats another if it is at least as good in every objective and better in one, so equals
+    stay together. Only rows with outcome ``ok`` and a finite value in every objective take part.
+    """
+    front: list[tuple[tuple[float, ...], Row]] = []
+    # whatever beats a row sorts before it, and what is beaten only beats what its victor beats too
+    for costs, row in sorted(
+        _contestants(rows, objectives), key=lambda c: (c[0], c[1]["trial_id"])
+    ):
+        if not any(other != costs and _as_good(other, costs) for other, _ in front):
+            front.append((costs, row))
+    return [row for _, row in front]
+
+
+def front_verdict(rows: Sequence[Row], objectives: Sequence[Objective]) -> str:
+    """Return in words how ACT fares against plain depth: on the front, and trial by trial."""
+    kinds = [kind(row) for row in pareto_front(rows, objectives)]
+    finished = _contestants(rows, objectives)
+    dense = [costs for costs, row in finished if kind(row) == "dense"]
+    act = [(costs, label(row)) for costs, row in finished if kind(row) == "ACT"]
+    said = (
+        f"Points on the Pareto front: {len(kinds)}, of them ACT {kinds.count('ACT')}, "
+        f"dense {kinds.count('dense')}."
+    )
+    if not act:
+        return f"{said} No ACT trial finished."
+    if not dense:
+        return f"{said} No dense arm finished, so ACT has no rival here."
+    matched = [name for costs, name in act if any(_as_good(rival, costs) for rival in dense)]
+    free = [name for costs, name in act if not any(_as_good(rival, costs) for rival in dense)]
+    return (
+        f"{said} ACT trials finished: {len(act)}. A dense arm is at least as good in every "
+        f"objective for {_listed(matched)}, and none is for {_listed(free)}."
+    )
+
+
+def label(row: Row) -> str:
+    """Return what tells a trial from the others: its arm, or its swept knobs, and its seed."""
+    knobs = [
+        f"{name.rpartition('.')[2]}={brief(value)}"
+        for name, value in row.items()
+        if name.startswith("param/") and value is not None
+    ]
+    words = [row["arm"]] if row["arm"] else knobs or [row["trial_id"]]
+    return " ".join([*words, f"seed={row['seed']}"])
+
+
+def kind(row: Row) -> str:
+    """Return ``dense``, ``ACT`` or ``other``."""
+    if dense_depth(row):
+        return "dense"
+    knobs = (row.get("ponder_cost"), row.get("param/model.act_threshold"))
+    return "ACT" if any(knob is not None for knob in knobs) else "other"
+
+
+def _costs(row: Row, objectives: Sequence[Objective]) -> tuple[float, ...] | None:
+    """Return one number per objective, less is better, or ``None`` if one is not finite."""
+    for objective in objectives:
+        if objective.column not in row:
+            raise ConfigError(
+                f"objective {objective.column!r} is no column of trials.parquet; "
+                f"allowed: {', '.join(COLUMNS)}"
+            )
+    values = [row[objective.column] for objective in objectives]
+    if any(value is None or not math.isfinite(value) for value in values):
+        return None
+    signs = [1 if objective.direction == "minimize" else -1 for objective in objectives]
+    return tuple(sign * value for sign, value in zip(signs, values, strict=True))
+
+
+def _contestants(
+    rows: Iterable[Row], objectives: Sequence[Objective]
+) -> list[tuple[tuple[float, ...], Row]]:
+    with_costs = ((_costs(row, objectives), row) for row in rows if row["outcome"] == "ok")
+    return [(costs, row) for costs, row in with_costs if costs is not None]
+
+
+def _as_good(costs: tuple[float, ...], others: tuple[float, ...]) -> bool:
+    return all(cost <= other for cost, other in zip(costs, others, strict=True))
+
+
+def brief(value: Any) -> str:
+    """Return a number in five digits, and ``-`` for what does not apply."""
+    if value is None:
+        return "-"
+    return f"{value:,.5g}" if isinstance(value, float) else str(value)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{len(names)} ({'; '.join(names)})" if names else "0"
