@@ -36,10 +36,12 @@ Runs = Annotated[Path, typer.Option(help="Folder of all runs and of the embedded
 def main() -> None:
     """Run the command line; a mistake of the user is one message and status 2."""
     try:
-        sys.path.insert(0, "")  # model=package.module:build of the folder one stands in
+        sys.path.append("")  # model=package.module:build of the folder one stands in
         sys.exit(app(standalone_mode=False))
     except BkrayError as error:
         _fail(f"error: {error}", USER_ERROR)
+    except (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
+        _fail(f"error: {error.strerror}: {error.filename}", USER_ERROR)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", INTERRUPTED)
     except TyperException as error:  # an unknown verb or option
@@ -97,7 +99,7 @@ def sweep(
     address: Annotated[str | None, typer.Option(help="A running Ray cluster: auto|HOST.")] = None,
     out: Annotated[Path | None, typer.Option(help="A new folder for the sweep.")] = None,
     runs: Runs = Path("runs"),
-    seed: Annotated[int, typer.Option(help="Seed of the sampler.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the sampler.")] = 0,
     time_budget: Annotated[str | None, typer.Option(help="Such as 90s, 30m or 2h.")] = None,
     dry_run: Annotated[
         bool, typer.Option(help="Show what is known to be tried, run none.")

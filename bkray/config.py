@@ -20,7 +20,7 @@ class _Section(BaseModel):
 class ModelConfig(_Section):
     """Which language model. Slots: ``mixer``, ``depth``, ``position``, experts; or ``build``.
 
-    ``None`` means that the knob does nothing here; ``_acting_knobs`` says which knobs act, and
+    ``None`` means that the knob does nothing here; ``acting_knobs`` says which knobs act, and
     their defaults.
     """
 
@@ -56,7 +56,7 @@ class ModelConfig(_Section):
             return given
         if given.get("mixer") not in (None, *get_args(MixerName)):
             return given  # the field's own check says so; which knobs act is anyone's guess
-        acting = _acting_knobs(given)
+        acting = acting_knobs(given)
         idle = [
             name
             for name in cls.model_fields
@@ -92,7 +92,7 @@ class ModelConfig(_Section):
         return self
 
 
-def _acting_knobs(given: Mapping[str, Any]) -> dict[str, Any]:
+def acting_knobs(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the knobs that act in the chosen model, with their defaults."""
     if given.get("build") is not None:
         return {"build": None, "options": {}}

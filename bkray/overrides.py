@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from bkray.config import ModelConfig, TrialConfig, _acting_knobs
+from bkray.config import ModelConfig, TrialConfig, acting_knobs
 from bkray.errors import ConfigError
 
 Overrides = Mapping[str, Any]
@@ -97,7 +97,7 @@ def acting(overrides: Overrides) -> dict[str, Any]:
     for a dense one. Names are full config paths.
     """
     model = {name.removeprefix("model."): value for name, value in overrides.items()}
-    acts = _acting_knobs(model)
+    acts = acting_knobs(model)
     idle = {f"model.{name}" for name in ModelConfig.model_fields if name not in acts} - {
         "model.n_seq"
     }

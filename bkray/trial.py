@@ -66,6 +66,7 @@ def run(
     warm_up(trial)
     measure.forget_peak_memory(trial.device)
     ending = yield from train(trial, stop)
+    peak_mib = measure.peak_memory_mib(trial.device)  # before the measurement adds its own
     measured: dict[str, float] = {}
     if ending.outcome == "ok":
         measured = measure_speed(trial, shards.vocab_size)
@@ -74,7 +75,7 @@ def run(
         step=trial.progress.step,
         outcome=ending.outcome,
         reason=ending.reason,
-        summary=summary(trial, measured),
+        summary=summary(trial, measured, peak_mib),
     )
 
 

@@ -21,7 +21,7 @@ SWEEP = Sweep(
     overview="depth and learning rate of a small convolution model",
     base={"model.build": "own_model:build", "model.n_seq": 64},
     space=suggest,
-    objectives=(Objective(column="best_val_loss_nats", direction="minimize"),),
+    objectives=(Objective(column="final_val_loss_nats", direction="minimize"),),
     presets={
         "smoke": Preset(
             trials=3,

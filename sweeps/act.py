@@ -3,7 +3,7 @@
 Run it with ``bkray sweep act --preset smoke``.
 """
 
-from bkray.overrides import Overrides
+from bkray.overrides import Overrides, build
 from bkray.sweep import Arm, Objective, Preset, Sweep
 from search_spaces.act import GUIDE_PRESETS, suggest, suggest_grid
 
@@ -12,8 +12,11 @@ N_LAYERS = 4
 
 def dense_depths(base: Overrides) -> list[Arm]:
     """Return dense models of 1 to L layers, the honest rivals of a model that may stop early."""
-    n_layers = int(base["model.n_layers"])
-    shared = {"model.depth": "dense", "train.speed_reference_layers": n_layers}
+    config = build(base)
+    n_layers = config.model.n_layers
+    assert n_layers is not None
+    reference = config.train.speed_reference_layers or n_layers
+    shared = {"model.depth": "dense", "train.speed_reference_layers": reference}
     return [
         Arm(name=f"dense-{depth}", overrides={**shared, "model.n_layers": depth})
         for depth in range(1, n_layers + 1)
@@ -29,7 +32,8 @@ SWEEP = Sweep(
     first=GUIDE_PRESETS,
     rivals=dense_depths,
     objectives=(
-        Objective(column="best_val_loss_nats", direction="minimize"),
+        # The last step's, not the best: layers and speed are those of the last step as well.
+        Objective(column="final_val_loss_nats", direction="minimize"),
         Objective(column="speedup_measured", direction="maximize"),
     ),
     # The proposals of qmc do not depend on measured times, so two runs with one seed train the

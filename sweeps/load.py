@@ -48,11 +48,16 @@ def _from_file(path: Path) -> ModuleType:
         raise ConfigError(f"the sweep file {path} does not exist")
     folder = str(path.resolve().parent)
     if folder not in sys.path:
-        sys.path.insert(0, folder)
+        sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(
+            f"the sweep file {path} fails: {type(error).__name__}: {error}"
+        ) from error
     return module

@@ -11,7 +11,9 @@ import pytest
 import torch
 from tiny import tiny_config, write_text
 
+from bkray.atomic import write_json
 from bkray.config import TrialConfig
+from bkray.data.shards import prepare
 from bkray.errors import ConfigError, DataError, ResumeError
 from bkray.events import (
     EvalDone,
@@ -24,10 +26,10 @@ from bkray.events import (
     rows,
 )
 from bkray.nn.lm import Prediction
-from bkray.overrides import build
+from bkray.overrides import build, flatten
 from bkray.report.tables import COLUMNS
 from bkray.train import checkpoint
-from bkray.trial import identify, run
+from bkray.trial import compose, evaluate_checkpoint, identify, run, warm_up
 
 SHORT: dict[str, Any] = {
     "n_layers": 2,
@@ -146,10 +148,10 @@ KNOWN = {
 def test_the_summary_is_the_columns_that_a_trial_can_know_and_advice_for_people(
     finished: tuple[Path, list[Event]],
 ) -> None:
-    summary = finished[1][-1].summary  # type: ignore[union-attr]
-    assert set(summary) == KNOWN | {"advice"}
+    said = finished[1][-1].summary  # type: ignore[union-attr]
+    assert set(said) == KNOWN | {"advice"}
     assert set(COLUMNS) >= KNOWN
-    assert all(summary[name] is not None for name in KNOWN)
+    assert all(said[name] is not None for name in KNOWN)
 
 
 def test_the_summary_says_what_the_events_said(finished: tuple[Path, list[Event]]) -> None:
@@ -157,7 +159,7 @@ def test_the_summary_says_what_the_events_said(finished: tuple[Path, list[Event]
     ended = events[-1]
     assert isinstance(ended, TrialEnded)
     assert (ended.outcome, ended.reason, ended.step) == ("ok", "", 40)
-    summary = ended.summary
+    said = ended.summary
     evaluations = of(EvalDone, events)
     best = min(event.loss_nats for event in evaluations)
     last = evaluations[-1]
@@ -182,15 +184,27 @@ def test_the_summary_says_what_the_events_said(finished: tuple[Path, list[Event]
         "spike_count": 0,
         "spikes_per_1000_steps": 0.0,
     }
-    assert {name: summary[name] for name in expected} == pytest.approx(expected, rel=1e-9)
-    assert summary["tokens_per_second"] == pytest.approx(2560 / summary["train_seconds"])
-    assert summary["peak_memory_mib"] > 10
+    assert {name: said[name] for name in expected} == pytest.approx(expected, rel=1e-9)
+    assert said["tokens_per_second"] == pytest.approx(2560 / said["train_seconds"])
+    assert said["peak_memory_mib"] > 10
     assert last.loss_nats < evaluations[0].loss_nats, "it learns"
 
 
 def test_all_numbers_of_a_summary_are_plain_python(finished: tuple[Path, list[Event]]) -> None:
     for value in finished[1][-1].summary.values():  # type: ignore[union-attr]
         assert type(value) in (int, float, bool, str)
+
+
+def test_the_last_step_is_evaluated_and_saved_wherever_it_falls(
+    text: Path, tmp_path: Path
+) -> None:
+    config = short_config(text, eval_every=8, checkpoint_every=8, **{"train.steps": 13})
+    events = play(config, tmp_path)
+    assert [event.step for event in of(StepsDone, events)] == [8, 13]
+    assert [event.step for event in of(EvalDone, events)] == [8, 13]
+    state = checkpoint.load(tmp_path / "checkpoints", identify(config)[0])
+    assert state is not None
+    assert state["progress"]["step"] == 13
 
 
 @pytest.mark.parametrize("mixer", ["bk", "attention"])
@@ -370,6 +384,45 @@ def test_no_spike_is_lost_between_attempts(text: Path, tmp_path: Path) -> None:
         parts[-1].summary["spike_count"]  # type: ignore[union-attr]
         == whole[-1].summary["spike_count"]  # type: ignore[union-attr]
     )
+
+
+def test_warming_up_leaves_no_trace(text: Path) -> None:
+    config = short_config(text, "bk", dropout=0.3, n_experts=2, accumulation=2)
+    trial = compose(config, prepare(config.data, 16), None)
+    before = {name: value.clone() for name, value in trial.model.state_dict().items()}
+    place, drawn = trial.batches.state(), torch.get_rng_state()
+    warm_up(trial)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert trial.batches.state() == place
+    assert trial.model.training
+    assert all(parameter.grad is None for parameter in trial.model.parameters())
+    assert all(torch.equal(v, before[name]) for name, v in trial.model.state_dict().items())
+
+
+def test_a_checkpoint_is_scored_again_on_every_window_of_a_split(
+    text: Path, tmp_path: Path
+) -> None:
+    config = short_config(text, depth="act", eval_windows=10_000)
+    events = play(config, tmp_path, stop_at=40)
+    write_json(tmp_path / "config.json", {"config": of(TrialStarted, events)[0].config})
+    step, score = evaluate_checkpoint(tmp_path, "valid")
+    assert step == 40
+    last = of(EvalDone, events)[-1]
+    assert score.loss_nats == pytest.approx(last.loss_nats, rel=1e-6)
+    assert score.metrics == pytest.approx(last.metrics, rel=1e-6)
+    assert evaluate_checkpoint(tmp_path, "valid") == (step, score)
+    assert evaluate_checkpoint(tmp_path, "test")[1].loss_nats != score.loss_nats
+
+
+def test_what_cannot_be_scored_is_one_clear_error(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(ResumeError, match=r"holds no trial: config\.json is missing"):
+        evaluate_checkpoint(tmp_path, "valid")
+    write_json(tmp_path / "config.json", {"config": flatten(short_config(text))})
+    with pytest.raises(ResumeError, match=r"no checkpoint yet: last\.pt is missing"):
+        evaluate_checkpoint(tmp_path, "valid")
+    play(short_config(text), tmp_path, stop_at=10)
+    with pytest.raises(DataError, match="no future split"):
+        evaluate_checkpoint(tmp_path, "future")
 
 
 def test_a_text_that_is_too_short_is_one_clear_error(tmp_path: Path) -> None:

@@ -55,11 +55,14 @@ class Parts:
     open_sink: Callable[[Path], Sink]
 
 
-def attempt(job: Job, parts: Parts, stop: Stop) -> Iterator[Event]:
+def attempt(
+    job: Job, parts: Parts, stop: Stop, *, passed_on: tuple[type[Exception], ...] = ()
+) -> Iterator[Event]:
     """Run a job; yield its events and write them to its sink first.
 
     The last event is always ``TrialEnded``: an exception of the trial is its outcome, ``oom`` or
-    ``failed``, with the traceback in ``error.txt``, and not the end of the sweep.
+    ``failed``, with the traceback in ``error.txt``, and not the end of the sweep. Exceptions
+    that are ``passed_on`` are raised.
     """
     sink = parts.open_sink(job.folder)
     started, step = False, 0
@@ -69,6 +72,8 @@ def attempt(job: Job, parts: Parts, stop: Stop) -> Iterator[Event]:
             started, step = True, event.step
             sink(event)
             yield event
+    except passed_on:
+        raise
     except Exception as error:  # the trial boundary: kept in error.txt and told as the outcome
         write_text(job.folder / "error.txt", traceback.format_exc())
         for event in endings(job, outcome_of(error), one_line(error), started=started, step=step):

@@ -57,12 +57,13 @@ class Driver:
         Raises:
             ConfigError, DataError: the space or the data cannot be had as configured.
         """
-        if self._deadline is not None and time.time() >= self._deadline:
-            self.out_of_time = True
         if self.stopping or self.out_of_time:
             return None
         proposal = self._ledger.ask()
         if proposal is None:
+            return None
+        if self._deadline is not None and time.time() >= self._deadline:
+            self.out_of_time = True  # the proposal stays open in the ledger
             return None
         job = self._job(proposal)
         sinks = [view.trial(job.trial_id) for view in self._views]

@@ -55,7 +55,7 @@ class Knobs:
     ) -> float:
         path = full_path(name)
         if path in self.pinned:
-            return float(self.pinned[path])
+            return self.pinned[path]  # type: ignore[no-any-return]  # the config checks it
         self._check_range(path, low, high)
         value = self.trial.suggest_float(path, low, high, step=step, log=log)
         self.chosen[path] = value
@@ -66,7 +66,7 @@ class Knobs:
     ) -> int:
         path = full_path(name)
         if path in self.pinned:
-            return int(self.pinned[path])
+            return self.pinned[path]  # type: ignore[no-any-return]  # the config checks it
         self._check_range(path, low, high)
         value = self.trial.suggest_int(path, low, high, step=step, log=log)
         self.chosen[path] = value

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from bkray import trial
+from bkray.cluster.carriers import Job, attempt
 from bkray.cluster.interrupt import on_ctrl_c
+from bkray.cluster.tuner import PARTS
 from bkray.config import TrialConfig
-from bkray.errors import ConfigError
-from bkray.sinks.parquet import ParquetSink
+from bkray.errors import BkrayError, ConfigError
+from bkray.overrides import flatten
 from bkray.sinks.sink import SweepView, Tee
 from bkray.train.loop import Ending
 
@@ -25,17 +27,28 @@ def train_alone(config: TrialConfig, folder: Path, views: Sequence[SweepView]) -
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"the output folder {folder} is a file: give another --out")
-    trial_id, _ = trial.identify(config)
-    outcome = folder / "outcome.json"
+    trial_id, data_hash = trial.identify(config)
     if not _is_done(folder, trial_id):
         folder.mkdir(parents=True, exist_ok=True)
+        job = Job(
+            number=0,
+            trial_id=trial_id,
+            data_hash=data_hash,
+            sweep="",
+            overrides=flatten(config),
+            folder=folder,
+            sweep_folder=folder,
+            deadline=None,
+        )
         asked: list[Ending] = []
-        sink = Tee(ParquetSink(folder), *(view.trial(trial_id) for view in views))
+        view = Tee(*(view.trial(trial_id) for view in views))
         with on_ctrl_c(lambda: asked.append(Ending("interrupted", "ctrl-c"))):
-            for event in trial.run(config, folder, stop=lambda: asked[0] if asked else None):
-                sink(event)
-        sink.close()
-    said: dict[str, Any] = json.loads(outcome.read_text())
+            for event in attempt(
+                job, PARTS, lambda: asked[0] if asked else None, passed_on=(BkrayError,)
+            ):
+                view(event)
+        view.close()
+    said: dict[str, Any] = json.loads((folder / "outcome.json").read_text())
     return said
 
 

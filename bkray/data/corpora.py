@@ -90,8 +90,12 @@ def read(name_or_path: str | Path, *, max_bytes: int | None = None) -> Corpus:
 
 
 def _from_path(path: Path) -> Corpus:
-    path = path.expanduser()
-    if not path.exists():
+    try:
+        path = path.expanduser()
+        found = path.exists()
+    except (OSError, RuntimeError) as error:  # a path too long, a user who is not there
+        raise DataError(f"there is no corpus {str(path)[:80]!r} ({error}): {_ADVICE}") from None
+    if not found:
         raise DataError(f"there is no corpus {str(path)!r}: {_ADVICE}")
     if path.is_file():
         texts = _cut_in_three(_read_text(path))

@@ -34,8 +34,10 @@ def rotate(x_BHNC: Tensor, position_BN: Tensor) -> Tensor:
     Scores then depend on the distance of two tokens alone. Source: Su et al. 2021, RoFormer.
     """
     half = x_BHNC.shape[-1] // 2
-    exponents = torch.arange(half, dtype=x_BHNC.dtype, device=x_BHNC.device) / half
+    # Angles grow with the position, far beyond what bfloat16 can tell apart.
+    precise = torch.promote_types(x_BHNC.dtype, torch.float32)
+    exponents = torch.arange(half, dtype=precise, device=x_BHNC.device) / half
     angle = position_BN[:, None, :, None] * ROPE_BASE**-exponents
-    cos, sin = angle.cos(), angle.sin()
+    cos, sin = angle.cos().to(x_BHNC.dtype), angle.sin().to(x_BHNC.dtype)
     a, b = x_BHNC[..., :half], x_BHNC[..., half:]
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x_BHNC.dtype)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)

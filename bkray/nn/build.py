@@ -25,7 +25,12 @@ def build(config: TrialConfig, vocab_size: int) -> nn.Module:
     """
     if config.model.build is None:
         return language_model(config.model, vocab_size)
-    model = own_builder(config.model.build)(config, vocab_size)
+    builder = own_builder(config.model.build)
+    try:
+        model = builder(config, vocab_size)
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"model.build={config.model.build} fails: {said}") from error
     check_own_model(model, vocab_size, config.model.n_seq, name=config.model.build)
     return model  # type: ignore[no-any-return]  # checked by its contract
 
@@ -82,7 +87,7 @@ def own_builder(path: str):  # type: ignore[no-untyped-def]  # whatever the user
     """Return the function that a dotted path ``package.module:function`` names."""
     module_name, _, function = path.partition(":")
     try:
-        return getattr(importlib.import_module(module_name), function)
+        found = getattr(importlib.import_module(module_name), function)
     except ModuleNotFoundError as error:
         if error.name is None or not module_name.startswith(error.name):
             raise  # the module is there; something it imports is not
@@ -92,3 +97,6 @@ def own_builder(path: str):  # type: ignore[no-untyped-def]  # whatever the user
         ) from None
     except AttributeError:
         raise ConfigError(f"model.build={path}: {module_name} has no {function!r}") from None
+    if not callable(found):
+        raise ConfigError(f"model.build={path} is a {type(found).__name__}, not a function")
+    return found

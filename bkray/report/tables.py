@@ -5,6 +5,7 @@ the column does not apply, or that the trial has not got there yet.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -45,13 +46,14 @@ def collect(sweep_dir: Path) -> list[Row]:
     Raises:
         ConfigError: the folder is not that of a sweep.
     """
-    swept = _sweep(sweep_dir)["swept"]
+    sweep = _sweep(sweep_dir)
+    swept, arms = sweep["swept"], sweep.get("arms", [])
     folders = [path.parent for path in sweep_dir.glob("trials/*/config.json")]
     folders.sort(key=lambda folder: _json(folder / "proposal.json")["number"])
     trials = [(_json(folder / "config.json"), folder) for folder in folders]
     rows = [_row(config, _outcome(folder, config["attempt"]), swept) for config, folder in trials]
     for row in rows:
-        row.update(_relative_to_dense(row, _deepest_dense(rows, row["seed"])))
+        row.update(_relative_to_dense(row, _deepest_dense(rows, arms, row["seed"])))
     return rows
 
 
@@ -111,16 +113,20 @@ def _row(config: Mapping[str, Any], outcome: Mapping[str, Any], swept: Iterable[
     }
 
 
-def _deepest_dense(rows: Iterable[Row], seed: int) -> Row:
-    """Return the deepest dense arm of that seed if it ended well, else an empty row."""
-    arms = [row for row in rows if row["seed"] == seed and dense_depth(row)]
-    deepest = max(arms, key=dense_depth, default={})
-    return deepest if deepest.get("outcome") == "ok" else {}
+def _deepest_dense(rows: Iterable[Row], arms: Iterable[str], seed: int) -> Row:
+    """Return the sweep's deepest dense arm of that seed if it ended well, else an empty row."""
+    deepest = max(map(_depth, arms), default=0)
+    for row in rows:
+        if row["seed"] == seed and row["outcome"] == "ok" and dense_depth(row) == deepest > 0:
+            return row
+    return {}
 
 
 def _relative_to_dense(row: Row, dense: Row) -> Row:
     return {
-        "val_ppl_relative_to_dense": _ratio(row["best_val_ppl"], dense.get("best_val_ppl")),
+        "val_ppl_relative_to_dense": _exp_of_difference(
+            row["final_val_loss_nats"], dense.get("final_val_loss_nats")
+        ),
         "speedup_relative_to_dense": _ratio(
             row["speedup_measured"], dense.get("speedup_measured")
         ),
@@ -129,8 +135,19 @@ def _relative_to_dense(row: Row, dense: Row) -> Row:
 
 def dense_depth(row: Row) -> int:
     """Return the depth of a dense arm, 0 for every other row."""
-    named = re.fullmatch(r"dense-(\d+)", row["arm"] or "")
+    return _depth(row["arm"] or "")
+
+
+def _depth(arm: str) -> int:
+    named = re.fullmatch(r"dense-(\d+)", arm)
     return int(named[1]) if named else 0
+
+
+def _exp_of_difference(loss: float | None, reference: float | None) -> float | None:
+    """Return the ratio of two perplexities from their losses at the last step."""
+    if loss is None or reference is None or not math.isfinite(loss - reference):
+        return None
+    return math.exp(loss - reference) if loss - reference < 700 else None
 
 
 def _ratio(value: float | None, reference: float | None) -> float | None:

@@ -12,8 +12,8 @@ from bkray.report.tables import Row
 from bkray.sweep import Objective
 
 _LEADERBOARD = {
-    "val loss (nats)": "best_val_loss_nats",
-    "ppl": "best_val_ppl",
+    "val loss (nats)": "final_val_loss_nats",
+    "ppl over dense": "val_ppl_relative_to_dense",
     "layers": "avg_layers_executed",
     "speedup measured": "speedup_measured",
     "speedup estimate": "speedup_estimate",

@@ -27,7 +27,7 @@ class Progress:
     norm_sum: float = 0.0
     norm_square_sum: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
-    """Means of the last window and the last evaluation, under their full names."""
+    """What the last evaluation said of the depth policy, under full names."""
     health: Health = field(default_factory=Health)
 
 

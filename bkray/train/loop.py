@@ -107,7 +107,6 @@ def train_window(run: Run) -> StepsDone:
     progress.norm_sum += sum(norms)
     progress.norm_square_sum += sum(norm * norm for norm in norms)
     means = {name: sum(values) / len(values) for name, values in series.items()}
-    progress.metrics |= means
     return StepsDone(
         step=last,
         tokens=progress.tokens,
@@ -133,7 +132,7 @@ def validate(run: Run) -> EvalDone:
     progress.final_val_loss_nats = loss_nats
     if progress.best_val_loss_nats is None or loss_nats < progress.best_val_loss_nats:
         progress.best_val_loss_nats = loss_nats
-    progress.metrics |= metrics
+    progress.metrics = metrics
     return EvalDone(
         step=progress.step,
         tokens=progress.tokens,

@@ -95,7 +95,11 @@ def _wait(device: torch.device) -> None:
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Start a new peak, so that a process which ran other trials does not report theirs."""
+    """Start a new peak at what the process holds now, after giving back what is free.
+
+    On a CPU the peak is that of the process: what it holds anyway (its libraries, and what another
+    trial left in pieces) counts too.
+    """
     give_freed_memory_back()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

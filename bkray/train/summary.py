@@ -29,7 +29,8 @@ def measure_speed(trial: Run, vocab_size: int) -> dict[str, float]:
     }
     if seen.speedup is not None:
         metrics["speed/speedup_measured"] = seen.speedup
-        layers = _layers_executed(trial)
+    layers = _layers_executed(trial)
+    if layers is not None and rival is not None:
         metrics["speed/speedup_estimate"] = reference_layers(config) / layers
     return metrics
 
@@ -50,7 +51,7 @@ def reference_layers(config: TrialConfig) -> int:
     return layers
 
 
-def summary(trial: Run, measured: dict[str, float]) -> dict[str, Any]:
+def summary(trial: Run, measured: dict[str, float], peak_mib: float) -> dict[str, Any]:
     """Return the trial's columns of ``trials.parquet``; ``None`` where a number does not apply."""
     progress, config = trial.progress, trial.config
     steps = progress.step
@@ -66,12 +67,12 @@ def summary(trial: Run, measured: dict[str, float]) -> dict[str, Any]:
         "best_val_loss_nats": progress.best_val_loss_nats,
         "best_val_ppl": _exp(progress.best_val_loss_nats),
         "final_val_loss_nats": progress.final_val_loss_nats,
-        "avg_layers_executed": None if config.model.build else _layers_executed(trial),
+        "avg_layers_executed": _layers_executed(trial),
         "speedup_estimate": measured.get("speed/speedup_estimate"),
         "speedup_measured": measured.get("speed/speedup_measured"),
         "tokens_per_second": progress.tokens / progress.train_seconds if steps else None,
         "train_seconds": progress.train_seconds,
-        "peak_memory_mib": measure.peak_memory_mib(trial.device),
+        "peak_memory_mib": peak_mib,
         "grad_norm_mean": mean,
         "grad_norm_std": 0.0 if variance < 0 else math.sqrt(variance),  # below 0 by rounding alone
         "spike_count": spikes,
@@ -85,10 +86,11 @@ def summary(trial: Run, measured: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def _layers_executed(trial: Run) -> float:
-    layers = trial.progress.metrics.get("act/avg_layers_executed", trial.config.model.n_layers)
-    assert layers is not None
-    return float(layers)
+def _layers_executed(trial: Run) -> float | None:
+    """Return the mean over the validation tokens; ``None`` where nobody has counted."""
+    model = trial.config.model
+    dense = float(model.n_layers) if model.depth == "dense" and model.n_layers else None
+    return trial.progress.metrics.get("act/avg_layers_executed", dense)
 
 
 def _exp(loss_nats: float | None) -> float | None:

@@ -81,7 +81,7 @@ def test_a_model_comes_from_its_dotted_path_with_its_options() -> None:
         (Own(ahead=1), r"moves earlier logits by .*sees the future"),
         (Own(ahead=7), r"sees the future"),
         (Own(ahead=1, scale=1e-6), r"sees the future"),
-        (Broken(), r"moves earlier logits by nan"),
+        (Broken(), r"logits are NaN"),
         (Idle(), r"no gradient reaches forgotten\.weight"),
         ([1, 2], r"must return a torch\.nn\.Module, got list"),
     ],

@@ -29,7 +29,8 @@ SWEPT = ["model.act_threshold", "model.act_lambda"]
 def write_sweep(folder: Path, swept: list[str] = SWEPT) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [{"column": o.column, "direction": o.direction} for o in BOTH]
-    content = {"name": "act", "swept": swept, "objectives": wanted, "seeds": 1}
+    arms = ["dense-1", "dense-2", "dense-4"]
+    content = {"name": "act", "swept": swept, "objectives": wanted, "arms": arms}
     (folder / "sweep.json").write_text(json.dumps(content))
     return folder
 
@@ -76,11 +77,11 @@ def sweep(tmp_path: Path) -> Path:
     """Two dense arms and two ACT trials of seed 0, one ACT trial of seed 1, one still running."""
     folder = write_sweep(tmp_path / "sweep")
     for depth, loss, speed in ((1, 2.5, 4.0), (4, 2.0, 1.0)):
-        summary = {"best_val_loss_nats": loss, "best_val_ppl": math.exp(loss)}
+        summary = {"best_val_loss_nats": loss, "final_val_loss_nats": loss}
         summary["speedup_measured"] = speed
         write_trial(folder, f"d{depth}", arm=f"dense-{depth}", outcome={"summary": summary})
     for trial_id, loss, speed, seed in (("a1", 1.9, 2.0, 0), ("a2", 2.6, 3.0, 0), ("a3", 2, 2, 1)):
-        summary = {"best_val_loss_nats": loss, "best_val_ppl": math.exp(loss)}
+        summary = {"best_val_loss_nats": loss, "final_val_loss_nats": loss}
         summary |= {"speedup_measured": speed, "ponder_cost": 2.2, "avg_layers_executed": 2.0}
         config = act(0.9, 0.01 * seed)
         outcome = {"summary": summary}
@@ -124,11 +125,14 @@ def test_dense_arms_are_the_measure_of_their_own_seed(sweep: Path) -> None:
 
 def test_a_deepest_arm_that_failed_is_not_replaced_by_a_shallower_one(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path)
-    summary = {"best_val_ppl": 8.0, "speedup_measured": 1.0}
+    summary = {"final_val_loss_nats": 2.0, "speedup_measured": 1.0}
     write_trial(folder, "d1", arm="dense-1", outcome={"summary": summary})
-    failed = {"outcome": "diverged", "summary": summary}
-    write_trial(folder, "d2", arm="dense-2", outcome=failed)
+    write_trial(folder, "d2", arm="dense-2", outcome={"summary": summary})
+    # the deepest has not started yet
     assert [row["val_ppl_relative_to_dense"] for row in collect(folder)] == [None, None]
+    failed = {"outcome": "diverged", "summary": summary}
+    write_trial(folder, "d4", arm="dense-4", outcome=failed)
+    assert [row["val_ppl_relative_to_dense"] for row in collect(folder)] == [None] * 3
 
 
 def test_rows_come_in_the_order_of_the_proposals(tmp_path: Path) -> None:
@@ -284,7 +288,7 @@ def test_plain_lines_show_rank_numbers_and_outcomes(sweep: Path) -> None:
     text = render_text(collect(sweep), BOTH)
     lines = text.splitlines()
     assert lines[0] == "Leaderboard"
-    heads = ["val loss (nats)", "ppl", "layers", "speedup measured", "speedup estimate"]
+    heads = ["val loss (nats)", "ppl over dense", "layers", "speedup measured", "speedup estimate"]
     places = [lines[1].index(head) for head in heads]
     assert places == sorted(places)
     best = lines[2].split()

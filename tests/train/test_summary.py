@@ -38,7 +38,7 @@ def columns(text: Path, **progress: Any) -> dict[str, Any]:
     config = tiny_config(corpus=str(text))
     trial = compose(config, prepare(config.data, 16), None)
     trial.progress = Progress(**progress)
-    return summary(trial, {})
+    return summary(trial, {}, 1.0)
 
 
 def test_a_trial_without_a_step_knows_no_rates(text: Path) -> None:
