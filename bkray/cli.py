@@ -6,6 +6,7 @@ Exit status: 0 done; 2 a mistake of the user; 3 no trial succeeded; 4 a budget w
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -178,7 +179,13 @@ def ui(
 
     if not (runs / "mlflow.db").exists():
         raise ConfigError(f"{runs} holds no MLflow store yet: run a sweep first, or give --runs")
-    print(f"MLflow UI: {ui_address(port)}  (Ctrl-C ends it)", flush=True)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise ConfigError(f"port {port} is taken: give another one by --port") from None
+    print(f"MLflow UI: {ui_address(port)}/#/experiments  (Ctrl-C ends it)", flush=True)
     return subprocess.run(ui_command(runs, port), env=ui_environment(), check=False).returncode
 
 
@@ -190,9 +197,14 @@ def _run(value: Sweep, options: "SweepOptions", runs: Path, as_json: bool) -> in
     from bkray.sinks.console import ConsoleView
     from bkray.sinks.mlflow import MlflowView, open_store
 
+    for folder in (options.out, runs):
+        if set("?#%") & set(str(folder)):  # databases are opened by address, where these mean more
+            raise ConfigError(f"the folder {str(folder)!r} must be without ?, # and %")
     search = resolve(value, options)
     swept = search.swept()
     git = git_state()
+    if not as_json:
+        print(f"{search.n_planned} trials into {options.out}; starting up", flush=True)
     meta = {"preset": options.preset} | ({"git_sha": git["sha"]} if git else {})
     tracking = open_store(runs)
     views: list[SweepView] = [] if as_json else [ConsoleView(search.n_planned, swept=swept)]
@@ -211,7 +223,7 @@ def _run(value: Sweep, options: "SweepOptions", runs: Path, as_json: bool) -> in
     else:
         _print_tables(rows, objectives)
         print(f"\nTables: {ended.folder}/trials.parquet, again with: bkray show {ended.folder}")
-        print(f"Compare the trials in the MLflow UI: bkray ui --runs {runs}")
+        print(f"Compare the trials in the MLflow UI: {_where_to_look(tracking.uri, runs)}")
     if ended.first_failure:
         print(f"first failure: {ended.first_failure}", file=sys.stderr)
     if ended.interrupted:
@@ -219,6 +231,10 @@ def _run(value: Sweep, options: "SweepOptions", runs: Path, as_json: bool) -> in
     if ended.out_of_time:
         return BUDGET_REACHED
     return 0 if ended.outcomes.get("ok") else NO_SUCCESS
+
+
+def _where_to_look(uri: str, runs: Path) -> str:
+    return uri if uri.startswith("http") else f"bkray ui --runs {runs}"
 
 
 def _seconds(text: str | None) -> float | None:

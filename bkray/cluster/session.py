@@ -134,4 +134,6 @@ def _own_paths() -> list[str]:
 def _check_gpus(ray: Any, gpus: float) -> None:
     present = ray.cluster_resources().get("GPU", 0) if gpus else 0
     if gpus > present:
-        raise ConfigError(f"gpus={gpus} per trial, but Ray sees {present:g}: lower gpus")
+        raise ConfigError(
+            f"gpus={gpus} per trial, but Ray sees {present:g}: lower --gpus-per-worker"
+        )

@@ -79,17 +79,20 @@ class MlflowView:
             self._warn("MLflow did not take the rest of the sweep in time; Parquet has it all")
 
     def _write(self) -> None:
+        first = self._inbox.get()
+        if first is _CLOSE:  # nothing ran, so there is nothing to show
+            return
         try:
             self._sweep.begin(_unix_ms(self._now))
-            self._serve()
+            self._serve(first)
             self._sweep.end(_unix_ms(self._now))
         except StoreAwayError:
             self._warn("MLflow lacks the rest of the sweep, its store is away; Parquet has it all")
 
-    def _serve(self) -> None:
+    def _serve(self, message: "_Message | object | None") -> None:
         runs: dict[_TrialSink, TrialRun] = {}
         flush_at = time.monotonic() + _FLUSH_SECONDS
-        while (message := self._next(flush_at)) is not _CLOSE:
+        while message is not _CLOSE:
             if isinstance(message, _Message):
                 self._deliver(message, runs)
             n_pending = sum(run.n_pending for run in runs.values())
@@ -97,6 +100,7 @@ class MlflowView:
                 flush_at = time.monotonic() + _FLUSH_SECONDS
                 for run in runs.values():
                     run.flush()
+            message = self._next(flush_at)
         for run in runs.values():
             run.leave(_unix_ms(self._now))
 

@@ -55,8 +55,32 @@ class Broken(Own):
         return Prediction(super().forward(tokens_BN).logits_BNV * math.nan)
 
 
+class Late(Own):
+    """Behaves on short sequences, and sees one site ahead on long ones."""
+
+    def forward(self, tokens_BN: Tensor) -> Any:
+        self.ahead = int(tokens_BN.shape[1] > 16)
+        return super().forward(tokens_BN)
+
+
+class Undeclared(Own):
+    causal = False
+
+
+class Single(Own):
+    """A sound model that only works in float32."""
+
+    def forward(self, tokens_BN: Tensor) -> Any:
+        hidden = self.embedding(tokens_BN)
+        return Prediction(self.head(hidden @ torch.eye(4)))
+
+
 def build_own(config: TrialConfig, vocab_size: int) -> nn.Module:
     return Own(scale=float((config.model.options or {}).get("scale", 1.0)))
+
+
+def build_nothing(config: TrialConfig, vocab_size: int) -> nn.Module:
+    raise KeyError("a key of the user's own")
 
 
 def build_a_list(config: TrialConfig, vocab_size: int) -> list[int]:
@@ -91,6 +115,33 @@ def test_what_breaks_the_contract_is_refused(model: object, words: str) -> None:
     torch.manual_seed(0)
     with pytest.raises(ConfigError, match=rf"own:f\b.*{words}"):
         check_own_model(model, VOCABULARY, 8, name="own:f")
+
+
+def test_a_leak_that_only_shows_at_full_length_is_refused() -> None:
+    check_own_model(Late(), VOCABULARY, 16, name="own:f")
+    with pytest.raises(ConfigError, match="sees the future"):
+        check_own_model(Late(), VOCABULARY, 64, name="own:f")
+
+
+@pytest.mark.parametrize("ahead", [20, 40])
+def test_a_look_far_ahead_is_refused(ahead: int) -> None:
+    with pytest.raises(ConfigError, match="sees the future"):
+        check_own_model(Own(ahead=ahead), VOCABULARY, 64, name="own:f")
+
+
+def test_a_model_that_does_not_call_itself_causal_is_refused() -> None:
+    with pytest.raises(ConfigError, match="declare itself causal"):
+        check_own_model(Undeclared(), VOCABULARY, 8, name="own:f")
+
+
+def test_a_model_that_needs_float32_is_checked_there() -> None:
+    check_own_model(Single(), VOCABULARY, 8, name="own:f")
+
+
+@pytest.mark.parametrize("name", ["build_nothing", "VOCABULARY"])
+def test_a_builder_that_fails_is_one_clear_error(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.build={__name__}:{name} "):
+        from_path(f"{__name__}:{name}")
 
 
 def test_a_sound_model_passes_and_is_left_as_it_was() -> None:

@@ -1,31 +1,22 @@
 """What a sweep looks like in MLflow, and that nobody waits for it."""
 
-import contextlib
 import json
 import math
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import served, wait_until
 
-from bkray.errors import TrackingError
 from bkray.events import EvalDone, Event, MemoryPeak, StepsDone, TrialEnded, TrialStarted
 from bkray.sinks.mlflow import (
     MlflowView,
     Tracking,
     open_store,
-    ui_address,
-    ui_command,
-    ui_environment,
 )
 from bkray.sinks.mlflow_client import PatientClient, StoreAwayError
 
@@ -89,13 +80,6 @@ def evaluation(step: int, loss: float = 1.5) -> EvalDone:
 def ended(step: int, outcome: str = "ok", reason: str = "all steps done") -> TrialEnded:
     summary = {"best_val_loss_nats": 1.5, "final_val_loss_nats": math.nan, "steps": step}
     return TrialEnded(step=step, outcome=outcome, reason=reason, summary=summary)
-
-
-def wait_until(so: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not so():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def view_of(tracking: Tracking, sweep_name: str, **options: Any) -> MlflowView:
@@ -265,60 +249,18 @@ def test_thousands_of_numbers_arrive(tracking: Tracking) -> None:
 
 def test_a_closed_view_is_closed(tracking: Tracking) -> None:
     view = view_of(tracking, "twice")
+    sink = view.trial("0123456789ab")
+    sink(started())
+    sink(ended(1))
     view.close()
     view.close()
     assert runs_of(tracking, "twice")[0].info.status == "FINISHED"
 
 
-def test_mlflow_says_nothing(tmp_path: Path) -> None:
-    code = (
-        "import sys\nfrom pathlib import Path\n"
-        "from bkray.sinks.mlflow import MlflowView, open_store\n"
-        "view = MlflowView(open_store(Path(sys.argv[1])), 'e', 'n', {}, ())\nview.close()\n"
-    )
-    command = [sys.executable, "-W", "error", "-c", code, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert not (tmp_path / "mlruns").exists()
-
-
-def test_a_server_that_does_not_answer_is_one_clear_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:1")
-    began = time.monotonic()
-    with pytest.raises(TrackingError) as caught:
-        open_store(tmp_path)
-    assert time.monotonic() - began < 15
-    for word in ("http://***@127.0.0.1:1", "start that server", "unset MLFLOW_TRACKING_URI"):
-        assert word in str(caught.value)
-    assert "secret" not in str(caught.value)
-
-
-def test_a_folder_that_is_a_file_is_one_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "runs").write_text("")
-    with pytest.raises(TrackingError, match="no MLflow store can be made in"):
-        open_store(tmp_path / "runs")
-
-
-def test_a_database_that_is_none_is_one_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db").write_text("no database at all, and longer than a header " * 30)
-    with pytest.raises(TrackingError, match="move that file away"):
-        open_store(tmp_path)
-
-
-@pytest.mark.slow
-def test_several_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
-    code = (
-        "import sys\nfrom pathlib import Path\n"
-        "from bkray.sinks.mlflow import MlflowView, open_store\n"
-        "MlflowView(open_store(Path(sys.argv[1])), 'e', sys.argv[2], {}, ()).close()\n"
-    )
-    commands = [[sys.executable, "-c", code, str(tmp_path), f"s{i}"] for i in range(3)]
-    children = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in commands]
-    said = [child.communicate(timeout=120)[1] for child in children]
-    assert said == [""] * 3
-    assert [child.returncode for child in children] == [0] * 3
+def test_a_sweep_that_ran_no_trial_leaves_no_run(tracking: Tracking) -> None:
+    view_of(tracking, "refused").close()
+    with pytest.raises(ValueError, match="not enough values"):
+        runs_of(tracking, "refused")
 
 
 def test_a_store_that_is_away_costs_the_trial_nothing_and_is_told_once() -> None:
@@ -370,42 +312,6 @@ def test_a_closing_view_waits_for_no_store() -> None:
     client = PatientClient(AWAY, closing, lambda _: None)
     with pytest.raises(StoreAwayError):
         client.ask(lambda c: c.search_experiments())
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def served(runs_dir: Path, log: Path) -> Iterator[str]:
-    """The address of ``ui_command``, once it answers; the server is gone at the end."""
-    port = free_port()
-    with log.open("w") as out:
-        server = subprocess.Popen(
-            ui_command(runs_dir, port),
-            env=ui_environment(),
-            stdout=out,
-            stderr=out,
-            cwd=log.parent,
-            start_new_session=True,
-        )
-    try:
-        wait_until(lambda: answers(ui_address(port) + "/health"), seconds=90)
-        yield ui_address(port)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait(20)
-
-
-def answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=5) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
 
 
 @pytest.mark.slow
