@@ -159,6 +159,8 @@ def evaluate(
     """Score a trial's checkpoint on the whole of a split."""
     from bkray.trial import evaluate_checkpoint
 
+    if split not in ("valid", "test"):
+        raise ConfigError(f"--split must be valid or test, got {split!r}")
     step, score = evaluate_checkpoint(folder, split)
     if as_json:
         _print_json({"split": split, "step": step, "loss_nats": score.loss_nats, **score.metrics})

@@ -94,14 +94,13 @@ class ActDepth(nn.Module):
                 c_BM, stops_BM, weight_BM = run.c_BM, torch.ones_like(left_BM).bool(), left_BM
             if run.there_BM is not None:
                 stops_BM = stops_BM & run.there_BM
-                weight_BM = weight_BM * run.there_BM
             run = run._replace(hidden_BMD=hidden_BMD, c_BM=c_BM)
             if run.site_BM is None:
                 sum_BND = torch.addcmul(sum_BND, weight_BM[..., None], hidden_BMD)
             else:
                 sum_BND = run.add_to(sum_BND, weight_BM[..., None] * hidden_BMD)
             if stops_BM.any():
-                remainder_BN = run.add_to(remainder_BN, left_BM * stops_BM)
+                remainder_BN = run.add_to(remainder_BN, torch.where(stops_BM, left_BM, 0.0))
                 layers_BN = run.add_to(layers_BN, layer * stops_BM)
                 run = run.without(stops_BM) if layer < n_layers else run
             if run.hidden_BMD.shape[1] == 0:
@@ -127,6 +126,10 @@ class _Running(NamedTuple):
         """Return ``whole`` with each running token's part added at its own site."""
         if self.site_BM is None:
             return whole_BN + part_BM
+        if self.there_BM is not None:
+            # Filled, not multiplied by 0: a NaN would pass from the padding to an earlier site.
+            absent = ~self.there_BM if part_BM.dim() == 2 else ~self.there_BM[..., None]
+            part_BM = part_BM.masked_fill(absent, 0)
         site = self.site_BM if part_BM.dim() == 2 else self.site_BM[..., None].expand_as(part_BM)
         return whole_BN.scatter_add(1, site, part_BM.to(whole_BN.dtype))
 

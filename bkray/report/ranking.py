@@ -7,6 +7,7 @@ from typing import Any
 from bkray.errors import ConfigError
 from bkray.events import OUTCOMES
 from bkray.report.tables import COLUMNS, Row, dense_depth
+from bkray.sinks.sink import knob_words
 from bkray.sweep import Objective
 
 
@@ -56,20 +57,19 @@ def front_verdict(rows: Sequence[Row], objectives: Sequence[Objective]) -> str:
     matched = [name for costs, name in act if any(_as_good(rival, costs) for rival in dense)]
     free = [name for costs, name in act if not any(_as_good(rival, costs) for rival in dense)]
     return (
-        f"{said} ACT trials finished: {len(act)}. A dense arm is at least as good in every "
-        f"objective for {_listed(matched)}, and none is for {_listed(free)}."
+        f"{said} ACT trials finished: {len(act)}. Matched or beaten by some dense arm in every "
+        f"objective: {_listed(matched)}. Not so: {_listed(free)}."
     )
 
 
 def label(row: Row) -> str:
     """Return what tells a trial from the others: its arm, or its swept knobs, and its seed."""
-    knobs = [
-        f"{name.rpartition('.')[2]}={brief(value)}"
+    knobs = {
+        name.removeprefix("param/"): value
         for name, value in row.items()
         if name.startswith("param/") and value is not None
-    ]
-    words = [row["arm"]] if row["arm"] else knobs or [row["trial_id"]]
-    return " ".join([*words, f"seed={row['seed']}"])
+    }
+    return f"{row['arm'] or knob_words(knobs) or row['trial_id']} seed={row['seed']}"
 
 
 def kind(row: Row) -> str:

@@ -4,7 +4,7 @@ A sink gets the events of one trial in order. A view watches a whole sweep from 
 hands out a sink for each of its trials.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -77,16 +77,17 @@ def _run_all(calls: Iterable[Callable[[], None]]) -> None:
 
 
 def trial_label(started: TrialStarted, swept: Sequence[str]) -> str:
-    """Return what tells a trial from its neighbours: ``threshold=0.95 lambda=0.01 seed=0``.
-
-    An arm goes by its name. Of the ``swept`` config paths the last part is shown, without the
-    words that all of them start with.
-    """
+    """Return what tells a trial from its neighbours: an arm's name, else its swept knobs."""
     knobs = {name: started.config[name] for name in swept if name in started.config}
+    return f"{started.arm or knob_words(knobs) or started.sweep} seed={started.seed}"
+
+
+def knob_words(knobs: Mapping[str, Any]) -> str:
+    """Return ``threshold=0.95 lambda=0.01``: of each config path the last part, without the words
+    that all of them start with, and of each number four digits."""
     shorts = _short_names(list(knobs))
-    words = [f"{short}={_brief(v)}" for short, v in zip(shorts, knobs.values(), strict=True)]
-    name = started.arm or " ".join(words) or started.sweep
-    return f"{name} seed={started.seed}"
+    pairs = zip(shorts, knobs.values(), strict=True)
+    return " ".join(f"{short}={_brief(value)}" for short, value in pairs)
 
 
 def _short_names(paths: list[str]) -> list[str]:

@@ -311,3 +311,20 @@ def test_layers_that_nobody_reaches_have_a_routing_of_zeros() -> None:
     routing = model(random_tokens(2, SITES)).routing
     assert len(routing) == 3, "one entry per layer with experts"
     assert [int(routed.count_E.sum()) for routed in routing] == [2 * SITES, 0, 0]
+
+
+# torch's attention itself multiplies a later NaN by a weight of 0, so it is no case for this.
+@pytest.mark.parametrize("mixer", ["bk", "linear_recurrence"])
+def test_a_nan_does_not_reach_tokens_that_stopped_before_it(mixer: str) -> None:
+    """Behind a row's running tokens lie stopped ones as padding, which a mixer fills with NaN."""
+    model = tiny_model(mixer, depth="act")
+    steer(model)
+    broken = 5
+    with torch.no_grad():
+        model.embedding.weight[broken] = torch.nan
+    tokens_BN = torch.full((2, 8), GO)
+    tokens_BN[0, :3], tokens_BN[0, 6] = STOP, broken
+    logits_BNV = model(tokens_BN).logits_BNV
+    assert logits_BNV[0, :6].isfinite().all()
+    assert logits_BNV[0, 6:].isnan().all()
+    assert logits_BNV[1].isfinite().all()

@@ -268,7 +268,7 @@ def test_verdict_counts_who_is_on_the_front_and_which_act_trials_have_a_dense_ma
     said = front_verdict(rows, BOTH)
     assert "Points on the Pareto front: 3, of them ACT 2, dense 1." in said
     assert "ACT trials finished: 3." in said
-    matched, _, free = said.partition("none is for")
+    matched, _, free = said.partition("Not so:")
     assert "2 (act_threshold=0.25 seed=0; act_threshold=0.75 seed=0)" in matched
     assert "1 (act_threshold=0.5 seed=0)" in free
 
@@ -292,10 +292,10 @@ def test_plain_lines_show_rank_numbers_and_outcomes(sweep: Path) -> None:
     places = [lines[1].index(head) for head in heads]
     assert places == sorted(places)
     best = lines[2].split()
-    assert best[:4] == ["1", "act_threshold=0.9", "act_lambda=0", "seed=0"]
+    assert best[:4] == ["1", "threshold=0.9", "lambda=0", "seed=0"]
     assert best[4] == "1.9"
     assert best[-1] == "ok"
-    assert next(line for line in lines if "act_threshold=0.5" in line).endswith("running")
+    assert next(line for line in lines if "threshold=0.5" in line).endswith("running")
     front = text.split("Pareto front\n")[1]
     assert [line.split()[0] for line in front.splitlines()[1:3]] == ["ACT", "dense"]
     assert text.endswith(front_verdict(collect(sweep), BOTH))
