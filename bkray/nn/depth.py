@@ -49,7 +49,7 @@ class HaltingUnit(nn.Module):
         nn.init.constant_(self.down.bias, -math.log(n_layers - 1))
 
     def forward(self, hidden_BND: Tensor) -> Tensor:
-        logit: Tensor = self.down(torch.relu(self.up(hidden_BND)))
+        logit: Tensor = self.down(torch.relu_(self.up(hidden_BND)))
         return logit.squeeze(-1)
 
 
@@ -78,7 +78,7 @@ class ActDepth(nn.Module):
         run = _Running(
             hidden_BND, position_BN, None, None, hidden_BND.new_zeros(position_BN.shape)
         )
-        sum_BND = torch.zeros_like(hidden_BND)
+        sum_BND = hidden_BND  # replaced at the first layer
         remainder_BN, layers_BN = run.c_BM, torch.zeros_like(position_BN)
         routing = []
         for layer, block in enumerate(blocks, start=1):
@@ -95,8 +95,10 @@ class ActDepth(nn.Module):
             if run.there_BM is not None:
                 stops_BM = stops_BM & run.there_BM
             run = run._replace(hidden_BMD=hidden_BMD, c_BM=c_BM)
-            if run.site_BM is None:
-                sum_BND = torch.addcmul(sum_BND, weight_BM[..., None], hidden_BMD)
+            if layer == 1:
+                sum_BND = weight_BM[..., None] * hidden_BMD
+            elif run.site_BM is None:
+                sum_BND.addcmul_(weight_BM[..., None], hidden_BMD)  # no second copy of the sum
             else:
                 sum_BND = run.add_to(sum_BND, weight_BM[..., None] * hidden_BMD)
             if stops_BM.any():
