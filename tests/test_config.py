@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from bkray.config import ModelConfig, TrialConfig
 from bkray.errors import ConfigError
-from bkray.overrides import build, flatten
+from bkray.overrides import build, flatten, full_path
 
 ACT = {"depth": "act"}
 OWN = {"model": "package.module:build"}
@@ -113,7 +113,8 @@ ACCEPTED: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("overrides", ACCEPTED, ids=str)
 def test_the_ends_of_a_range_are_allowed(overrides: dict[str, Any]) -> None:
-    build(overrides)
+    said = flatten(build(overrides))
+    assert {name: said[full_path(name)] for name in overrides} == overrides
 
 
 @pytest.mark.parametrize("overrides", [{}, ACT, {"n_experts": 4}, {"mixer": "attention"}, OWN])
