@@ -24,7 +24,7 @@ ROUNDS = 9
 """Paired timings; the median of their ratios is what counts on a shared machine."""
 
 SHORTEST_SECONDS = 0.02
-"""Passes shorter than this are repeated within a timing: one slice of the scheduler is 4 ms."""
+"""Passes shorter than this are repeated within a timing, so that an interruption weighs little."""
 
 
 class Speed(NamedTuple):

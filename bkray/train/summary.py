@@ -7,6 +7,7 @@ from torch import nn
 
 from bkray.config import TrialConfig
 from bkray.nn.build import language_model
+from bkray.overrides import acting, build, flatten
 from bkray.train import measure
 from bkray.train.halting import advice
 from bkray.train.loop import Run
@@ -37,11 +38,8 @@ def measure_speed(trial: Run, vocab_size: int) -> dict[str, float]:
 
 def dense_rival(config: TrialConfig, vocab_size: int) -> nn.Module:
     """Return an untrained dense model of the sweep's depth: as fast as a trained one."""
-    knobs = config.model.model_dump(exclude_none=True)
-    for name in ("act_threshold", "act_lambda", "halt_lr_factor"):
-        knobs.pop(name, None)
-    dense = {**knobs, "depth": "dense", "n_layers": reference_layers(config)}
-    return language_model(type(config.model).model_validate(dense), vocab_size)
+    dense = {"model.depth": "dense", "model.n_layers": reference_layers(config)}
+    return language_model(build(acting({**flatten(config), **dense})).model, vocab_size)
 
 
 def reference_layers(config: TrialConfig) -> int:
