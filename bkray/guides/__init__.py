@@ -5,3 +5,5 @@ from bkray.guides.act import AdaptiveResNetBKBlock as AdaptiveResNetBKBlock
 from bkray.guides.standard import LanguageModel as LanguageModel
 from bkray.guides.standard import MoEResNetBKLayer as MoEResNetBKLayer
 from bkray.guides.trainer import ACTTrainer as ACTTrainer
+from bkray.stability import GradientNormTracker as GradientNormTracker
+from bkray.stability import LossSpikeDetector as LossSpikeDetector
