@@ -191,6 +191,26 @@ class TrainConfig(_Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     speed_reference_layers: int | None = Field(None, ge=1)
     """Depth of the dense model that speedups are relative to; default: the trial's own depth."""
+    on_spike: Literal["record", "skip_step", "rewind"] = "record"
+    """After a loss more than twice the one before: go on, undo that step, or go back to the last
+    good state and on from there with other data."""
+    max_interventions: int | None = Field(None, ge=1)
+    """Spikes that ``on_spike`` answers; further ones are only recorded."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        acts = given.get("on_spike", "record") != "record"
+        if given.get("max_interventions") is not None and not acts:
+            raise ValueError(
+                "train.max_interventions does nothing with train.on_spike=record: "
+                "set train.on_spike to skip_step or rewind"
+            )
+        if acts and given.get("max_interventions") is None:
+            return {**given, "max_interventions": 10}
+        return given
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -7,7 +7,7 @@ conventions: ``train/ val/ best/ final/ stability/ act/ moe/ speed/ system/``.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 OUTCOMES = ("ok", "pruned", "diverged", "oom", "failed", "interrupted")
 
@@ -36,6 +36,8 @@ class TrialStarted:
     causal: bool
     data_hash: str
     step: int = 0
+    split: int = 1
+    """Micro-batches of the config that this attempt cuts each of its own into, to save memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,10 @@ class StepsDone:
 
     ``loss_nats`` (cross-entropy per token) and ``grad_norm`` (before clipping) hold one number per
     step. ``tokens`` counts from the first step of the trial, ``window_seconds`` is this window
-    alone. ``metrics`` are means over the window, under their full names.
+    alone. ``metrics`` are means over the window, under their full names. ``masked`` are the steps
+    that changed no parameter: those that were not finite, and those that a policy skipped.
+    ``block_norms`` holds each block's share of the gradient norm, one number per step, and
+    ``activations`` the largest magnitude of each block's output in the last step.
     """
 
     step: int
@@ -54,6 +59,9 @@ class StepsDone:
     lr: float
     window_seconds: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+    masked: tuple[int, ...] = ()
+    block_norms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    activations: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +93,31 @@ class MemoryPeak:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spiked:
-    """The loss of ``step`` is ``ratio`` times the one before, more than twice."""
+    """The loss of ``step`` is ``ratio`` times what was to be expected.
+
+    By the rule ``doubled`` that is the loss before, and the ratio above 2; by the rule ``robust``
+    it is the median of the last steps. ``spike_count`` counts the former alone.
+    """
 
     step: int
     ratio: float
+    rule: Literal["doubled", "robust"] = "doubled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewound:
+    """After a spike at ``step`` training goes on from ``to_step``, with other data."""
+
+    step: int
+    to_step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warned:
+    """Something the user should know that did not end the trial."""
+
+    step: int
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +130,17 @@ class TrialEnded:
     summary: Mapping[str, Any]
 
 
-Event = TrialStarted | StepsDone | EvalDone | Measured | MemoryPeak | Spiked | TrialEnded
+Event = (
+    TrialStarted
+    | StepsDone
+    | EvalDone
+    | Measured
+    | MemoryPeak
+    | Spiked
+    | Rewound
+    | Warned
+    | TrialEnded
+)
 
 
 class Row(NamedTuple):
@@ -115,7 +154,7 @@ class Row(NamedTuple):
 
 
 def rows(event: Event) -> Iterator[Row]:
-    """Yield the numbers of an event; ``TrialStarted`` has none."""
+    """Yield the numbers of an event; ``TrialStarted`` and ``Warned`` have none."""
     match event:
         case StepsDone():
             first = event.step - len(event.loss_nats) + 1
@@ -127,8 +166,11 @@ def rows(event: Event) -> Iterator[Row]:
                 "train/tokens": float(event.tokens),
                 "train/window_seconds": event.window_seconds,
                 **event.metrics,
+                **{f"stability/grad_norm/{k}": v[-1] for k, v in event.block_norms.items()},
+                **{f"stability/activation/{k}": v for k, v in event.activations.items()},
             }
             yield from (Row("steps", event.step, "train", k, v) for k, v in numbers.items())
+            yield from (Row("steps", n, "train", "stability/masked", 1.0) for n in event.masked)
         case EvalDone():
             numbers = {f"{event.split}/loss_nats": event.loss_nats, **event.metrics}
             yield from (Row("eval", event.step, event.split, k, v) for k, v in numbers.items())
@@ -137,12 +179,15 @@ def rows(event: Event) -> Iterator[Row]:
         case MemoryPeak():
             yield Row("memory", event.step, "", "system/peak_memory_mib", event.peak_mib)
         case Spiked():
-            yield Row("spike", event.step, "train", "stability/spike_ratio", event.ratio)
+            name = "stability/spike_ratio" if event.rule == "doubled" else "stability/robust_spike"
+            yield Row("spike", event.step, "train", name, event.ratio)
+        case Rewound():
+            yield Row("rewind", event.step, "train", "stability/rewound_to", float(event.to_step))
         case TrialEnded():
             for name, value in event.summary.items():
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     yield Row("end", event.step, "", metric_name(name), float(value))
-        case TrialStarted():
+        case TrialStarted() | Warned():
             return
 
 

@@ -9,21 +9,22 @@ import numpy as np
 import torch
 
 from bkray import __version__, overrides
-from bkray.atomic import write_json
 from bkray.config import TrialConfig
 from bkray.data.batches import Batches, validation_windows
 from bkray.data.shards import Shards, prepare
 from bkray.errors import ConfigError, ResumeError
-from bkray.events import Event, Measured, TrialEnded, TrialStarted
+from bkray.events import Event, Measured, TrialEnded, TrialStarted, Warned
 from bkray.nn.build import build
 from bkray.ops.memory import keep_freed_memory
-from bkray.train import checkpoint, measure
+from bkray.train import attempts, checkpoint, measure
 from bkray.train.checkpoint import Progress
 from bkray.train.evaluate import Evaluation, evaluate
-from bkray.train.loop import Run, Stop, peak_memory_mib, train
+from bkray.train.loop import train
 from bkray.train.optim import adamw
+from bkray.train.run import Run, Stop, peak_memory_mib
 from bkray.train.summary import measure_speed, summary
 from bkray.train.team import ALONE, Team, check_shares
+from bkray.train.watch import Blocks
 
 
 def never() -> None:
@@ -59,19 +60,23 @@ def run(
     use_threads(config.threads)
     keep_freed_memory()
     shards = prepare(config.data, config.model.n_seq)
-    trial = compose(config, shards, folder, team)
+    attempt = team.gather(attempts.begin(folder) if team.leads else attempts.Attempt())[0]
+    trial = compose(config, shards, folder, team, split=attempt.split)
     yield TrialStarted(
         trial_id=trial.trial_id,
         sweep=sweep,
         arm=config.arm,
         seed=config.seed,
-        attempt=team.gather(_count_attempt(folder) if team.leads else 0)[0],
+        attempt=attempt.number,
         config=overrides.flatten(config),
         n_params=sum(p.numel() for p in trial.model.parameters()),
         causal=bool(getattr(trial.model, "causal", False)),
         data_hash=shards.fingerprint,
         step=trial.progress.step,
+        split=attempt.split,
     )
+    for warning in trial.warnings:
+        yield Warned(step=trial.progress.step, message=warning)
     warm_up(trial)
     measure.forget_peak_memory(trial.device)
     ending = yield from train(trial, stop)
@@ -98,7 +103,7 @@ def warm_up(trial: Run) -> None:
     """Compile what the model needs, so that no clock counts it; draws no random number."""
     inputs_WN, _ = trial.validation
     plan = trial.config.train
-    n_rows = plan.batch_size // plan.accumulation // trial.team.size
+    n_rows = plan.batch_size // (plan.accumulation * trial.split * trial.team.size)
     tokens_BN = inputs_WN[:1].expand(n_rows, -1).to(trial.device)
     trial.model.eval()
     with trial.autocast:
@@ -109,13 +114,20 @@ def warm_up(trial: Run) -> None:
     trial.model.train()
 
 
-def compose(config: TrialConfig, shards: Shards, folder: Path | None, team: Team = ALONE) -> Run:
+def compose(
+    config: TrialConfig,
+    shards: Shards,
+    folder: Path | None,
+    team: Team = ALONE,
+    *,
+    split: int = 1,
+) -> Run:
     """Return the trial, built from its seed or put back from the checkpoint in ``folder``.
 
     Raises:
         ConfigError: the batch cannot be shared evenly by the team.
     """
-    check_shares(config.train, team.size)
+    check_shares(config.train, team.size * split)
     device, autocast = _device(config), _autocast(config)
     torch.manual_seed(config.seed)
     model = build(config, shards.vocab_size)
@@ -128,12 +140,16 @@ def compose(config: TrialConfig, shards: Shards, folder: Path | None, team: Team
         team=team,
         model=model,
         trained=model,
+        blocks=Blocks(model),
         optimizer=optimizer,
         batches=Batches(shards.tokens("train"), n_seq, plan.batch_size, config.seed),
         validation=validation_windows(shards.tokens("valid"), n_seq, plan.eval_windows),
+        vocabulary=shards.vocabulary,
+        unigram_nats=shards.unigram_entropy_nats,
         device=device,
         autocast=autocast,
-        checkpoints=None if folder is None else folder / "checkpoints",
+        folder=folder,
+        split=split,
         progress=Progress(),
         load_LE=None,
     )
@@ -141,10 +157,12 @@ def compose(config: TrialConfig, shards: Shards, folder: Path | None, team: Team
         torch.manual_seed(
             int(np.random.SeedSequence([config.seed, team.rank]).generate_state(1)[0])
         )
-    saved = checkpoint.load(trial.checkpoints, trial.trial_id) if trial.checkpoints else None
-    if saved is not None:
+    loaded = checkpoint.load(folder / checkpoint.FOLDER, trial.trial_id) if folder else None
+    if loaded is not None:
+        saved, warning = loaded
         trial.progress, trial.load_LE = checkpoint.restore(saved, model, optimizer, team.rank)
         trial.batches.restore(saved["batches"])
+        trial.warnings += [warning] if warning else []
     plainly_dense = config.model.build is None and config.model.depth == "dense"
     trial.trained = team.synchronised(model, may_skip=not plainly_dense)
     return trial
@@ -195,14 +213,3 @@ def _device(config: TrialConfig) -> torch.device:
 def _autocast(config: TrialConfig) -> torch.autocast:
     enabled = config.train.precision == "bf16"
     return torch.autocast("cuda" if enabled else "cpu", torch.bfloat16, enabled=enabled)
-
-
-def _count_attempt(folder: Path | None) -> int:
-    """Return 1 for the first start of a trial in its folder, 2 for the next, and so on."""
-    if folder is None:
-        return 1
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "attempt.json"
-    attempt = 1 + (json.loads(path.read_text())["attempt"] if path.exists() else 0)
-    write_json(path, {"attempt": attempt})
-    return int(attempt)

@@ -74,7 +74,7 @@ def test_the_summary_is_the_columns_that_a_trial_can_know_and_advice_for_people(
     finished: tuple[Path, list[Event]],
 ) -> None:
     said = finished[1][-1].summary  # type: ignore[union-attr]
-    assert set(said) == KNOWN | {"advice"}
+    assert set(said) == KNOWN | {"advice", "interventions"}
     assert set(COLUMNS) >= KNOWN
     assert all(said[name] is not None for name in KNOWN)
 
@@ -127,7 +127,7 @@ def test_the_last_step_is_evaluated_and_saved_wherever_it_falls(
     events = play(config, tmp_path)
     assert [event.step for event in of(StepsDone, events)] == [8, 13]
     assert [event.step for event in of(EvalDone, events)] == [8, 13]
-    state = checkpoint.load(tmp_path / "checkpoints", identify(config)[0])
+    state = checkpoint.read(tmp_path / "checkpoints" / checkpoint.NAME)
     assert state is not None
     assert state["progress"]["step"] == 13
 
@@ -191,7 +191,7 @@ def assert_told_as_diverged(events: list[Event], reason: str, step: int | None =
     assert not of(Measured, events)
     for name, value in ended.summary.items():
         assert value is None or not isinstance(value, float) or math.isfinite(value), name
-    assert set(ended.summary) == KNOWN | {"advice"}
+    assert set(ended.summary) == KNOWN | {"advice", "interventions"}
     list(rows(ended))
 
 

@@ -29,6 +29,8 @@ class Batches:
         self._n_seq = n_seq
         self._batch_size = batch_size
         self._seed = seed
+        self.last_taken: tuple[dict[str, int], tuple[int, ...]] = {}, ()
+        """Of the latest batch: ``state`` before it, and the first token of each of its rows."""
         self._enter(epoch=0, position=0)
 
     def __iter__(self) -> Self:
@@ -36,6 +38,7 @@ class Batches:
 
     def __next__(self) -> tuple[Tensor, Tensor]:
         """Return inputs and targets, both int64 (B, N)."""
+        before = self.state()
         starts_B = np.empty(self._batch_size, dtype=np.int64)
         filled = 0
         while filled < self._batch_size:
@@ -45,6 +48,7 @@ class Batches:
             starts_B[filled : filled + len(taken)] = taken
             filled += len(taken)
             self._position += len(taken)
+        self.last_taken = before, tuple(starts_B.tolist())
         return _windows(self._tokens, starts_B, self._n_seq)
 
     def state(self) -> dict[str, int]:

@@ -1,8 +1,14 @@
-"""Checkpoints: one file that holds all that the next step depends on."""
+"""Checkpoints: one file that holds all that the next step depends on.
 
+A trial keeps the last one, the one before it in case that one is damaged, and the best one.
+"""
+
+import os
+import pickle
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import BadZipFile, ZipFile
 
 import torch
@@ -10,11 +16,14 @@ from torch import Tensor, nn
 
 from bkray.atomic import replace
 from bkray.errors import ResumeError
-from bkray.stability import Health
+from bkray.stability import Health, Norms
 
-NAME = "last.pt"
+FOLDER = "checkpoints"
+NAME, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
 RngState = dict[str, Any]
+State = dict[str, Any]
+"""What a checkpoint holds: tensors, plain numbers, texts, and containers of them."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,11 +35,20 @@ class Progress:
     train_seconds: float = 0.0
     best_val_loss_nats: float | None = None
     final_val_loss_nats: float | None = None
-    norm_sum: float = 0.0
-    norm_square_sum: float = 0.0
+    norms: Norms = field(default_factory=Norms)
+    """Gradient norms before clipping."""
+    interventions: int = 0
+    """Spikes answered by ``train.on_spike``."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What the last evaluation said of the depth policy, under full names."""
     health: Health = field(default_factory=Health)
+
+
+class Loaded(NamedTuple):
+    """A checkpoint as read, and what the user should know about it, if anything."""
+
+    state: State
+    warning: str
 
 
 def rng_state() -> RngState:
@@ -39,8 +57,7 @@ def rng_state() -> RngState:
     return {"torch": torch.get_rng_state(), "cuda": cuda}
 
 
-def save(
-    folder: Path,
+def state_of(
     *,
     trial_id: str,
     model: nn.Module,
@@ -48,58 +65,90 @@ def save(
     batches_state: dict[str, Any],
     progress: Progress,
     load_LE: Tensor | None,
-    rng: list[RngState],
-) -> None:
-    """Write ``folder/last.pt`` in one piece: a kill leaves the old file or the new one.
+    rng: Sequence[RngState],
+) -> State:
+    """Return what a checkpoint holds; the tensors are those of the model, not copies.
 
     ``rng`` holds the random numbers of every process that trains, by rank.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {
+    return {
         "trial_id": trial_id,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "batches": batches_state,
         "progress": asdict(progress),
         "load_LE": load_LE,
-        "rng": rng,
+        "rng": list(rng),
     }
-    with replace(folder / NAME) as temporary:
+
+
+def write(path: Path, state: State) -> None:
+    """Write a checkpoint in one piece: a kill leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace(path) as temporary:
         torch.save(state, temporary)
 
 
-def load(folder: Path, trial_id: str) -> dict[str, Any] | None:
-    """Return what was saved, or ``None`` where nothing was.
+def save(folder: Path, state: State) -> None:
+    """Write ``folder/last.pt``; what was there becomes ``folder/previous.pt``."""
+    if (folder / NAME).exists():
+        os.replace(folder / NAME, folder / PREVIOUS)
+    write(folder / NAME, state)
+
+
+def keep_last_as_best(folder: Path) -> None:
+    """Let ``best.pt`` be the last checkpoint, without a second copy on disk."""
+    with replace(folder / BEST) as temporary:
+        os.link(folder / NAME, temporary)
+
+
+def load(folder: Path, trial_id: str) -> Loaded | None:
+    """Return the last checkpoint, or the one before where that is damaged; ``None`` if none is.
 
     Raises:
-        ResumeError: the checkpoint is another trial's, or damaged.
+        ResumeError: the checkpoint is another trial's, or none that is there can be read.
     """
-    path = folder / NAME
-    if not path.exists():
-        return None
+    damages = []
+    for path in (folder / NAME, folder / PREVIOUS):
+        if path.exists():
+            try:
+                state = read(path)
+            except ResumeError as damage:
+                damages.append(str(damage))
+                continue
+            _check_owner(path, state, trial_id)
+            gone_back = f"{damages[0]}; went on from {path.name}" if damages else ""
+            return Loaded(state, gone_back)
+    if damages:
+        raise ResumeError(f"{'; '.join(damages)}: delete {folder} to start the trial again")
+    return None
+
+
+def read(path: Path) -> State:
+    """Return what a checkpoint holds, on the CPU; every byte is checked, no code of it is run.
+
+    Raises:
+        ResumeError: the file is damaged.
+    """
     try:
         _check_sums(path)
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, BadZipFile) as error:
-        raise ResumeError(f"{path} cannot be read ({error}): delete it to start again") from error
-    if state["trial_id"] != trial_id:
-        raise ResumeError(
-            f"{path} belongs to trial {state['trial_id']}, not to {trial_id}: its config, data or "
-            "package version is another one; choose another --out, or delete the folder"
-        )
+        state: State = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, BadZipFile, pickle.UnpicklingError) as error:
+        raise ResumeError(f"{path} cannot be read ({error})") from error
     return state
 
 
-def _check_sums(path: Path) -> None:
-    """Raise ``BadZipFile`` where a byte is not as it was written: ``torch.load`` does not look."""
-    with ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise BadZipFile(f"{damaged} fails its checksum")
+def is_whole(path: Path) -> bool:
+    """Say whether every byte of a checkpoint is as it was written."""
+    try:
+        _check_sums(path)
+    except (OSError, BadZipFile):
+        return False
+    return True
 
 
 def restore(
-    state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, rank: int = 0
+    state: State, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int = 0
 ) -> tuple[Progress, Tensor | None]:
     """Put weights, optimizer and random numbers back; return progress and the experts' load.
 
@@ -115,5 +164,22 @@ def restore(
     device = next(model.parameters()).device
     load_LE = state["load_LE"]
     saved = dict(state["progress"])
-    progress = Progress(**{**saved, "health": Health(**saved["health"])})
+    health, norms = Health(**saved["health"]), Norms(**saved["norms"])
+    progress = Progress(**{**saved, "health": health, "norms": norms})
     return progress, None if load_LE is None else load_LE.to(device)
+
+
+def _check_owner(path: Path, state: State, trial_id: str) -> None:
+    if state["trial_id"] != trial_id:
+        raise ResumeError(
+            f"{path} belongs to trial {state['trial_id']}, not to {trial_id}: its config, data or "
+            "package version is another one; choose another --out, or delete the folder"
+        )
+
+
+def _check_sums(path: Path) -> None:
+    """Raise ``BadZipFile`` where a byte is not as it was written: ``torch.load`` does not look."""
+    with ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise BadZipFile(f"{damaged} fails its checksum")

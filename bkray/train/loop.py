@@ -2,83 +2,68 @@
 
 import math
 import time
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Generator, Mapping
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bkray.config import TrialConfig
-from bkray.data.batches import Batches
-from bkray.events import EvalDone, Event, MemoryPeak, StepsDone
-from bkray.stability import judge
-from bkray.train import checkpoint, measure
-from bkray.train.checkpoint import Progress
+from bkray.events import EvalDone, Event, MemoryPeak, Rewound, StepsDone, Warned
+from bkray.stability import Verdict, judge
+from bkray.train import checkpoint
+from bkray.train.diagnosis import write_forensics
 from bkray.train.evaluate import evaluate
-from bkray.train.optim import lr_factor, set_lr
-from bkray.train.step import Part, optimizer_step
-from bkray.train.team import Team
+from bkray.train.findings import Remembered
+from bkray.train.forensics import OLDEST_STEPS
+from bkray.train.run import Ending, Run, Stop, next_guard, peak_memory_mib, take_step
+from bkray.train.step import Step
 
 WINDOW = 16
 """Steps between two copies from the device; a verdict lags by at most so many."""
 
 
-class Ending(NamedTuple):
-    """Why a trial is over: one of ``bkray.events.OUTCOMES`` and a sentence."""
-
-    outcome: str
-    reason: str = ""
-
-
-Stop = Callable[[], tuple[str, str] | None]
-"""Asked after every window; an answer, outcome and reason, ends the trial."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Run:
-    """All that a running trial holds; complete once built."""
-
-    config: TrialConfig
-    trial_id: str
-    team: Team
-    model: nn.Module
-    trained: nn.Module
-    """The model, so that its gradients are averaged over the team."""
-    optimizer: torch.optim.Optimizer
-    batches: Batches
-    validation: Part
-    device: torch.device
-    autocast: torch.autocast
-    checkpoints: Path | None
-    progress: Progress
-    load_LE: Tensor | None
-
-
 def train(run: Run, stop: Stop) -> Generator[Event, None, Ending]:
-    """Train to the last step, a divergence, or a stop; yield what happens, return why it ended."""
+    """Train to the last step, a divergence, or a stop; yield what happens, return why it ended.
+
+    A trial that goes on from a checkpoint asks ``stop`` before it trains.
+    """
     plan, progress = run.config.train, run.progress
-    while progress.step < plan.steps:
+    asked = _asked(run, stop) if progress.step else None
+    verdict = Verdict("healthy")
+    while asked is None and run.progress.step < plan.steps:
+        _remember_state(run, verdict)
         window = train_window(run)
         yield window
-        progress.health, verdict, spikes = judge(progress.health, window)
+        progress = run.progress
+        progress.health, verdict, spikes = judge(
+            progress.health, window, unigram_nats=run.unigram_nats
+        )
         yield from spikes
-        if verdict.state == "diverged":
-            return Ending("diverged", verdict.reason)
-        if _due(progress.step, plan.eval_every, plan.steps):
+        doubled = any(spike.rule == "doubled" for spike in spikes)
+        if doubled and verdict.state == "spiking" and _may_rewind(run):
+            yield _rewind(run)
+            continue
+        improved = False
+        if verdict.state != "diverged" and _due(progress.step, plan.eval_every, plan.steps):
+            before = progress.best_val_loss_nats
             evaluation = validate(run)
             yield evaluation
             yield MemoryPeak(step=progress.step, peak_mib=peak_memory_mib(run))
+            improved = progress.best_val_loss_nats != before
             if not math.isfinite(evaluation.loss_nats):
                 reason = f"validation loss is {evaluation.loss_nats} at step {progress.step}"
-                return Ending("diverged", reason)
-        (asked, *_) = run.team.gather(stop() if run.team.leads else None)
-        if asked is not None or _due(progress.step, plan.checkpoint_every, plan.steps):
-            save(run)
-        if asked is not None:
-            return Ending(*asked)
-    return Ending("ok")
+                verdict = Verdict("diverged", reason, progress.step, "validation")
+        if verdict.state == "diverged":
+            for message in write_forensics(run, verdict):
+                yield Warned(step=progress.step, message=message)
+            return Ending("diverged", verdict.reason)
+        asked = _asked(run, stop)
+        save(
+            run,
+            last=asked is not None or _due(progress.step, plan.checkpoint_every, plan.steps),
+            best=improved,
+        )
+    return Ending("ok") if asked is None else Ending(*asked)
 
 
 def train_window(run: Run) -> StepsDone:
@@ -87,29 +72,33 @@ def train_window(run: Run) -> StepsDone:
     start, first = time.perf_counter(), progress.step + 1
     last = min(_next(progress.step, n) for n in (WINDOW, plan.eval_every, plan.checkpoint_every))
     last = min(last, plan.steps)
-    numbers, lr = [], 0.0
-    for step in range(first, last + 1):
-        lr = run.config.optimizer.lr * lr_factor(step, plan.steps, run.config.optimizer)
-        set_lr(run.optimizer, lr)
-        said, run.load_LE = optimizer_step(
-            run.trained,
-            run.optimizer,
-            _parts(run),
-            run.config.model,
-            load_LE=run.load_LE,
-            clip_norm=run.config.optimizer.clip_norm,
-            autocast=run.autocast,
-            team=run.team,
-        )
-        numbers.append(torch.stack([value.double() for value in said.values()]))
-    series = dict(zip(said, _mean_over_team(run.team, torch.stack(numbers)), strict=True))
-    losses, norms = series.pop("loss_nats"), series.pop("grad_norm")
+    said: list[Step] = []
+    taken: list[tuple[dict[str, int], tuple[int, ...]]] = []
+    guard = next_guard(run)
+    for step in range(first, last):
+        said.append(take_step(run, step, guard)[0])
+        taken.append(run.batches.last_taken)
+    with run.blocks.activations() as activations:
+        last_said, lr = take_step(run, last, guard)
+    said.append(last_said)
+    taken.append(run.batches.last_taken)
+    series, block_norms_SK, largest = _to_host(said, activations)
     seconds = time.perf_counter() - start
-    progress.step = last
-    progress.tokens += (last - first + 1) * plan.batch_size * run.config.model.n_seq
-    progress.train_seconds += seconds
-    progress.norm_sum += sum(norms)
-    progress.norm_square_sum += sum(norm * norm for norm in norms)
+    losses, norms = series.pop("loss_nats"), series.pop("grad_norm")
+    masked = [bool(value) for value in series.pop("masked")]
+    _count(run, losses, norms, masked, seconds)
+    run.memory.steps.extend(
+        Remembered(
+            step=first + i,
+            loss_nats=losses[i],
+            grad_norm=norms[i],
+            block_norms=tuple(block_norms_SK[i]),
+            masked=masked[i],
+            batch=batch,
+            starts=starts,
+        )
+        for i, (batch, starts) in enumerate(taken)
+    )
     means = {name: sum(values) / len(values) for name, values in series.items()}
     return StepsDone(
         step=last,
@@ -119,6 +108,11 @@ def train_window(run: Run) -> StepsDone:
         lr=lr,
         window_seconds=seconds,
         metrics={f"train/{name.rpartition('/')[2]}": mean for name, mean in means.items()},
+        masked=tuple(first + i for i, is_masked in enumerate(masked) if is_masked),
+        block_norms=dict(
+            zip(run.blocks.names, map(tuple, zip(*block_norms_SK, strict=True)), strict=True)
+        ),
+        activations=_largest_in_team(run, largest),
     )
 
 
@@ -147,42 +141,96 @@ def validate(run: Run) -> EvalDone:
     )
 
 
-def save(run: Run) -> None:
-    """Write a checkpoint, where the trial has a folder."""
-    if run.checkpoints is None:
+def save(run: Run, *, last: bool, best: bool) -> None:
+    """Write the checkpoints that are due, where the trial has a folder."""
+    if run.folder is None or not (last or best):
         return
     rng = run.team.gather(checkpoint.rng_state())
-    if run.team.leads:
-        checkpoint.save(
-            run.checkpoints,
-            trial_id=run.trial_id,
-            model=run.model,
-            optimizer=run.optimizer,
-            batches_state=run.batches.state(),
-            progress=run.progress,
-            load_LE=run.load_LE,
-            rng=rng,
-        )
+    if not run.team.leads:
+        return
+    folder, state = run.folder / checkpoint.FOLDER, {**run.state(), "rng": rng}
+    if last:
+        checkpoint.save(folder, state)
+        if best:
+            checkpoint.keep_last_as_best(folder)
+    else:
+        checkpoint.write(folder / checkpoint.BEST, state)
 
 
-def peak_memory_mib(run: Run) -> float:
-    """Return the most that any process of the team held."""
-    return max(run.team.gather(measure.peak_memory_mib(run.device)))
+def _to_host(
+    said: list[Step], activations: Mapping[str, Tensor]
+) -> tuple[dict[str, list[float]], list[list[float]], dict[str, float]]:
+    """Copy a window's numbers from the device, all at once.
+
+    Returns every number's values by step S, the blocks' norms by step and block K, and the
+    activations.
+    """
+    names = list(said[0].numbers)
+    rows = [
+        torch.cat([torch.stack([one.numbers[name].double() for name in names]), one.block_norms_K])
+        for one in said
+    ]
+    largest = [value.double() for value in activations.values()]
+    flat = torch.cat([*rows, *(value[None] for value in largest)])
+    values: list[float] = flat.to("cpu", copy=True).tolist()
+    width = len(rows[0])
+    table_SC = [values[i * width : (i + 1) * width] for i in range(len(rows))]
+    series = {name: [row[i] for row in table_SC] for i, name in enumerate(names)}
+    norms_SK = [row[len(names) :] for row in table_SC]
+    return series, norms_SK, dict(zip(activations, values[len(rows) * width :], strict=True))
 
 
-def _mean_over_team(team: Team, numbers_SC: Tensor) -> list[list[float]]:
-    """Return for each number C its values at every step S, over the whole batch."""
-    tables = team.gather(numbers_SC.T.tolist())
-    columns = zip(*tables, strict=True)
-    return [[sum(v) / team.size for v in zip(*column, strict=True)] for column in columns]
+def _largest_in_team(run: Run, own: dict[str, float]) -> dict[str, float]:
+    """Return each block's largest activation in any process; NaN wins."""
+    largest: dict[str, float] = {}
+    for of_one in run.team.gather(own):
+        for name, value in of_one.items():
+            before = largest.get(name, value)
+            largest[name] = before if math.isnan(before) or value <= before else value
+    return largest
 
 
-def _parts(run: Run) -> list[Part]:
-    inputs_BN, targets_BN = next(run.batches)
-    rows = run.config.train.batch_size // run.config.train.accumulation
-    pairs = zip(torch.split(inputs_BN, rows), torch.split(targets_BN, rows), strict=True)
-    own = run.team.share(rows)
-    return [(inputs[own].to(run.device), targets[own].to(run.device)) for inputs, targets in pairs]
+def _count(
+    run: Run, losses: list[float], norms: list[float], masked: list[bool], seconds: float
+) -> None:
+    progress, config = run.progress, run.config
+    progress.step += len(losses)
+    progress.tokens += len(losses) * config.train.batch_size * config.model.n_seq
+    progress.train_seconds += seconds
+    for norm in norms:
+        progress.norms.add(norm)
+    finite = (math.isfinite(a) and math.isfinite(b) for a, b in zip(losses, norms, strict=True))
+    progress.interventions += sum(a and b for a, b in zip(masked, finite, strict=True))
+
+
+def _remember_state(run: Run, verdict: Verdict) -> None:
+    """Renew the snapshot, unless it is a good one and what came since may not be."""
+    age = run.progress.step - run.memory.snapshot_step
+    health = run.progress.health
+    is_good = verdict.state == "healthy" and not health.explosion and not health.drift
+    if is_good or _may_rewind(run) or age >= OLDEST_STEPS:
+        run.memory.keep(run.state())
+
+
+def _may_rewind(run: Run) -> bool:
+    return run.config.train.on_spike == "rewind" and run.interventions_left > 0
+
+
+def _rewind(run: Run) -> Rewound:
+    """Go back to the start of the window and on from there with the data that comes next."""
+    spiked = run.progress
+    back, run.load_LE = checkpoint.restore(run.memory.copy(), run.model, run.optimizer)
+    run.progress = replace(
+        back,
+        train_seconds=spiked.train_seconds,
+        interventions=spiked.interventions + 1,
+        health=replace(back.health, spike_count=spiked.health.spike_count),
+    )
+    return Rewound(step=spiked.step, to_step=back.step)
+
+
+def _asked(run: Run, stop: Stop) -> tuple[str, str] | None:
+    return run.team.gather(stop() if run.team.leads else None)[0]
 
 
 def _next(step: int, every: int) -> int:

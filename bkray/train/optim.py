@@ -27,7 +27,8 @@ def adamw(
     """Return AdamW over four groups: decayed or not, halting unit or not.
 
     Matrices decay; energies, norms, biases and embeddings do not. Halting units learn at
-    ``halt_lr_factor`` times the rate. Each group keeps its factor under ``lr_factor``.
+    ``halt_lr_factor`` times the rate. Each group keeps its factor under ``lr_factor``. The fused
+    kernel is the one that leaves out a step on the device (``train.guard``).
     """
     embeddings = {
         id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
@@ -48,6 +49,7 @@ def adamw(
         ],
         lr=optimizer.lr,
         betas=(optimizer.beta1, optimizer.beta2),
+        fused=True,
     )
 
 

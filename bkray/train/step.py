@@ -1,7 +1,11 @@
-"""One optimizer step. B batch, N sites, V vocabulary, L layers with experts, E experts."""
+"""One optimizer step.
+
+Letters: B batch, N sites, V vocabulary, L layers with experts, E experts, K blocks, C numbers.
+"""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +14,27 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bkray.config import ModelConfig
 from bkray.nn.lm import Prediction
+from bkray.train.guard import Guard
 from bkray.train.team import ALONE, Team
+from bkray.train.watch import Blocks
 
 Numbers = dict[str, Tensor]
 """Scalars on the device, not yet copied to the host."""
 
 Part = tuple[Tensor, Tensor]
 """Inputs and targets of one accumulation round, each (B, N)."""
+
+
+class Step(NamedTuple):
+    """What one step said, all of it on the device.
+
+    ``numbers`` has the means over the whole batch, ``grad_norm`` before clipping and ``masked``,
+    1 where the update was withheld; ``block_norms_K`` each block's share of the norm.
+    """
+
+    numbers: Numbers
+    load_LE: Tensor | None
+    block_norms_K: Tensor
 
 
 def optimizer_step(
@@ -28,14 +46,16 @@ def optimizer_step(
     load_LE: Tensor | None,
     clip_norm: float,
     autocast: torch.autocast,
+    blocks: Blocks,
+    guard: Guard,
     team: Team = ALONE,
-) -> tuple[Numbers, Tensor | None]:
+) -> Step:
     """Train on equal parts of one batch; return its numbers and the experts' new load.
 
     ``load_LE`` is the share of tokens that each expert had in the step before, ``None`` before the
-    first one. ``grad_norm`` is taken before clipping. Where a ``team`` trains together, ``model``
-    averages gradients over it, ``parts`` are this process's rows and so are the numbers returned;
-    gradient norm and load are those of the whole batch.
+    first one. Where a ``team`` trains together, ``model`` averages gradients over it and ``parts``
+    are this process's rows. An update that ``guard`` withholds changes neither parameters nor the
+    optimizer's state nor the load; buffers that a forward pass writes have changed by then.
     """
     optimizer.zero_grad(set_to_none=True)
     numbers: Numbers = {}
@@ -50,9 +70,24 @@ def optimizer_step(
             numbers[name] = numbers.get(name, 0) + value.detach() / len(parts)
         count_LE = _add(count_LE, prediction)
     _give_every_parameter_a_gradient(model)
-    numbers["grad_norm"] = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    numbers = _mean_over_team(numbers, team)
+    grad_norm, block_norms_K = blocks.gradient_norms()
+    nn.utils.clip_grads_with_norm_(blocks.parameters, clip_norm, grad_norm)
+    masked = guard.withholds(numbers["loss_nats"], grad_norm)
+    optimizer.found_inf = masked.float()  # type: ignore[attr-defined]  # the fused kernel reads it
     optimizer.step()
-    return numbers, load_LE if count_LE is None else _share(team.sum(count_LE), load_LE)
+    numbers |= {"grad_norm": grad_norm, "masked": masked}
+    if count_LE is not None:
+        share_LE = _share(team.sum(count_LE), load_LE)
+        load_LE = share_LE if load_LE is None else torch.where(masked, load_LE, share_LE)
+    return Step(numbers, load_LE, block_norms_K)
+
+
+def _mean_over_team(numbers: Numbers, team: Team) -> Numbers:
+    if team.size == 1:
+        return numbers
+    mean_C = team.sum(torch.stack([value.double() for value in numbers.values()])) / team.size
+    return dict(zip(numbers, mean_C, strict=True))
 
 
 def losses(

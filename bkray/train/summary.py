@@ -10,7 +10,7 @@ from bkray.nn.build import language_model
 from bkray.overrides import acting, build, flatten
 from bkray.train import measure
 from bkray.train.halting import advice
-from bkray.train.loop import Run
+from bkray.train.run import Run
 
 
 def measure_speed(trial: Run, vocab_size: int) -> dict[str, float]:
@@ -53,8 +53,6 @@ def summary(trial: Run, measured: dict[str, float], peak_mib: float) -> dict[str
     """Return the trial's columns of ``trials.parquet``; ``None`` where a number does not apply."""
     progress, config = trial.progress, trial.config
     steps = progress.step
-    mean = progress.norm_sum / steps if steps else math.nan
-    variance = progress.norm_square_sum / steps - mean * mean if steps else math.nan
     spikes = progress.health.spike_count
     columns = {
         "causal": bool(getattr(trial.model, "causal", False)),
@@ -71,11 +69,12 @@ def summary(trial: Run, measured: dict[str, float], peak_mib: float) -> dict[str
         "tokens_per_second": progress.tokens / progress.train_seconds if steps else None,
         "train_seconds": progress.train_seconds,
         "peak_memory_mib": peak_mib,
-        "grad_norm_mean": mean,
-        "grad_norm_std": 0.0 if variance < 0 else math.sqrt(variance),  # below 0 by rounding alone
+        "grad_norm_mean": progress.norms.mean if progress.norms.count else None,
+        "grad_norm_std": progress.norms.std,
         "spike_count": spikes,
         "ponder_cost": progress.metrics.get("act/ponder_cost"),
         "spikes_per_1000_steps": 1000 * spikes / steps if steps else None,
+        "interventions": progress.interventions,
         "advice": advice(progress.metrics, config.model.n_layers or 1),
     }
     return {

@@ -16,7 +16,7 @@ from torch import nn
 from bkray.config import TrialConfig
 from bkray.data.shards import prepare
 from bkray.errors import ConfigError
-from bkray.events import EvalDone, Event, StepsDone, TrialStarted
+from bkray.events import EvalDone, Event, StepsDone, TrialEnded, TrialStarted
 from bkray.nn.lm import Prediction
 from bkray.overrides import build, config_paths, flatten, trial_id
 from bkray.train.checkpoint import NAME
@@ -42,6 +42,7 @@ BK = {"model.mixer": "bk", "model.n_heads": 4, "model.n_values": 2}
 ATTENTION = {"model.mixer": "attention", "model.n_heads": 2}
 EXPERTS = {"model.n_experts": 4}
 ACT = {"model.depth": "act", "model.n_layers": 3}
+SPIKING = {"optimizer.lr": 3.0, "optimizer.warmup_steps": 0, "train.steps": 12}
 WORDS = {"data.tokenizer": "words", "data.vocab_size": 20}
 OWN = {
     "model.mixer": None,
@@ -180,6 +181,10 @@ def threads(config: TrialConfig, folder: Path) -> Any:
     return torch.get_num_threads()
 
 
+def interventions(config: TrialConfig, folder: Path) -> Any:
+    return of(TrialEnded, config)[0].summary["interventions"]
+
+
 def rival_depth(config: TrialConfig, folder: Path) -> Any:
     return reference_layers(config)
 
@@ -234,6 +239,10 @@ KNOBS = [
     Knob("train.precision", "float64", dtype),
     Knob("train.device", "cuda", device),
     Knob("train.speed_reference_layers", 5, rival_depth),
+    Knob("train.on_spike", "skip_step", interventions, SPIKING),
+    Knob("train.on_spike", "rewind", interventions, SPIKING),
+    Knob("train.max_interventions", 1, interventions, {**SPIKING, "train.on_spike": "skip_step"}),
+    Knob("train.max_interventions", 1, interventions, {**SPIKING, "train.on_spike": "rewind"}),
     Knob("seed", 1, first_losses),
     Knob("threads", 2, threads),
     Knob("arm", "dense-2", arm),

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from bkray.config import ModelConfig
 from bkray.nn.lm import LanguageModel, Prediction
 from bkray.nn.moe import Routing
+from bkray.train.guard import Guard
 from bkray.train.optim import adamw, set_lr
 from bkray.train.step import Numbers, losses, optimizer_step, token_loss_nats
+from bkray.train.watch import Blocks
 
 OFF = torch.autocast("cpu", torch.bfloat16, enabled=False)
 KINDS: dict[str, dict[str, Any]] = {
@@ -46,9 +48,18 @@ def one_step(
     """Train on every token but the first as the target of the one before."""
     rows = torch.split(batch, len(batch) // accumulation)
     parts = [(part[:, :-1], part[:, 1:]) for part in rows]
-    return optimizer_step(
-        model, optimizer, parts, knobs, load_LE=load, clip_norm=clip_norm, autocast=OFF
+    said = optimizer_step(
+        model,
+        optimizer,
+        parts,
+        knobs,
+        load_LE=load,
+        clip_norm=clip_norm,
+        autocast=OFF,
+        blocks=Blocks(model),
+        guard=Guard(torch.device("cpu"), None, 0),
     )
+    return said.numbers, said.load_LE
 
 
 def trained(

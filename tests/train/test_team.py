@@ -15,9 +15,11 @@ from bkray.config import TrialConfig
 from bkray.errors import ConfigError
 from bkray.events import EvalDone, Event, StepsDone, TrialEnded, TrialStarted
 from bkray.train.checkpoint import NAME
+from bkray.train.guard import Guard
 from bkray.train.optim import adamw
 from bkray.train.step import optimizer_step
 from bkray.train.team import ALONE, Team, check_shares
+from bkray.train.watch import Blocks
 from bkray.trial import run
 
 SHARED = {
@@ -173,7 +175,7 @@ def _steps(team: Team, tokens_BN: Tensor, n_experts: int) -> dict[str, Any]:
     optimizer = adamw(model, config.optimizer)
     load_LE = None
     for _ in range(3):
-        said, load_LE = optimizer_step(
+        _, load_LE, _ = optimizer_step(
             trained,
             optimizer,
             [(own_BN, own_BN.roll(1, 1))],
@@ -181,10 +183,13 @@ def _steps(team: Team, tokens_BN: Tensor, n_experts: int) -> dict[str, Any]:
             load_LE=load_LE,
             clip_norm=1.0,
             autocast=torch.autocast("cpu", torch.bfloat16, enabled=False),
+            blocks=Blocks(model),
+            guard=Guard(torch.device("cpu"), None, 0),
             team=team,
         )
     weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    layers = float(said["act/avg_layers_executed"])
+    with torch.no_grad():
+        layers = float(model(own_BN).layers_BN.double().mean())
     return {"weights": weights, "load_LE": load_LE, "layers": layers}
 
 

@@ -1,0 +1,80 @@
+"""Where in its batch a fault is: process, part and row become one row of text."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from bkray.train.findings import Diagnosis, Remembered, Site
+from bkray.train.probe import Fault, Spot
+from bkray.train.run import Run
+
+TEXT_BEFORE, TEXT_AFTER = 24, 8
+"""Tokens of text shown around the one that was hit."""
+
+
+class Found(NamedTuple):
+    """The first fault, of its step and pass, in one process of the team."""
+
+    step: int
+    rank: int
+    fault: Fault
+    spot: Spot | None
+    is_validation: bool
+
+
+def located(run: Run, steps: Sequence[Remembered], plain: Diagnosis, found: Found) -> Diagnosis:
+    fault = found.fault
+    taken = next((one for one in steps if one.step == found.step), None)
+    row = None if found.spot is None else _row(run, found)
+    batch: dict[str, int] | None = None
+    if taken is not None and not found.is_validation:
+        batch = dict(taken.batch)
+        if row is not None:
+            batch["first_token"] = taken.starts[row]
+    return replace(
+        plain,
+        kind="tensor",
+        step=found.step,
+        during="validation" if found.is_validation else fault.during,
+        module=fault.module,
+        tensor=fault.tensor,
+        n_nan=fault.n_nan,
+        n_inf=fault.n_inf,
+        shape=fault.shape,
+        rank=found.rank,
+        site=None if found.spot is None or row is None else _site(run, found.spot, row),
+        batch=batch,
+    )
+
+
+def _row(run: Run, found: Found) -> int:
+    """Return the row in the whole batch, of which every process has a share of every part."""
+    assert found.spot is not None
+    plan, part, own = run.config.train, found.fault.part, found.spot.row
+    if found.is_validation:
+        return (part * plan.batch_size + own) * run.team.size + found.rank
+    rows = plan.batch_size // (plan.accumulation * run.split)
+    return part * rows + found.rank * (rows // run.team.size) + own
+
+
+def _site(run: Run, spot: Spot, row: int) -> Site:
+    def text(begin: int, end: int) -> str:
+        said = run.vocabulary.decode(np.array(spot.tokens[max(0, begin) : end], dtype=np.int64))
+        decoded = said.decode("utf-8", errors="replace")
+        return "".join(_printable(character) for character in decoded)
+
+    at = spot.position
+    return Site(
+        row=row,
+        position=at,
+        n_tokens=spot.n_tokens,
+        before=text(at - TEXT_BEFORE, at),
+        token=text(at, at + 1),
+        after=text(at + 1, at + 1 + TEXT_AFTER),
+    )
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else repr(character)[1:-1]
