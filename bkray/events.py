@@ -121,6 +121,13 @@ class Warned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Saving:
+    """A checkpoint of ``step`` is written next: what was said so far must be on disk before."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrialEnded:
     """Last event of an attempt. ``summary`` holds the trial's columns of ``trials.parquet``."""
 
@@ -139,6 +146,7 @@ Event = (
     | Spiked
     | Rewound
     | Warned
+    | Saving
     | TrialEnded
 )
 
@@ -154,7 +162,7 @@ class Row(NamedTuple):
 
 
 def rows(event: Event) -> Iterator[Row]:
-    """Yield the numbers of an event; ``TrialStarted`` and ``Warned`` have none."""
+    """Yield the numbers of an event; ``TrialStarted``, ``Warned`` and ``Saving`` have none."""
     match event:
         case StepsDone():
             first = event.step - len(event.loss_nats) + 1
@@ -187,7 +195,7 @@ def rows(event: Event) -> Iterator[Row]:
             for name, value in event.summary.items():
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     yield Row("end", event.step, "", metric_name(name), float(value))
-        case TrialStarted() | Warned():
+        case TrialStarted() | Warned() | Saving():
             return
 
 

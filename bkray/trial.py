@@ -75,6 +75,8 @@ def run(
         step=trial.progress.step,
         split=attempt.split,
     )
+    if folder is not None and trial.warnings and team.leads:
+        checkpoint.set_damaged_aside(folder / checkpoint.FOLDER)
     for warning in trial.warnings:
         yield Warned(step=trial.progress.step, message=warning)
     warm_up(trial)
@@ -157,12 +159,12 @@ def compose(
         torch.manual_seed(
             int(np.random.SeedSequence([config.seed, team.rank]).generate_state(1)[0])
         )
-    loaded = checkpoint.load(folder / checkpoint.FOLDER, trial.trial_id) if folder else None
-    if loaded is not None:
-        saved, warning = loaded
-        trial.progress, trial.load_LE = checkpoint.restore(saved, model, optimizer, team.rank)
-        trial.batches.restore(saved["batches"])
+    if folder is not None:
+        saved, warning = checkpoint.load(folder / checkpoint.FOLDER, trial.trial_id)
         trial.warnings += [warning] if warning else []
+        if saved is not None:
+            trial.progress, trial.load_LE = checkpoint.restore(saved, model, optimizer, team.rank)
+            trial.batches.restore(saved["batches"])
     plainly_dense = config.model.build is None and config.model.depth == "dense"
     trial.trained = team.synchronised(model, may_skip=not plainly_dense)
     return trial
@@ -185,7 +187,8 @@ def evaluate_checkpoint(folder: Path, split: str) -> tuple[int, Evaluation]:
     shards = prepare(config.data, config.model.n_seq)
     trial = compose(config, shards, folder)
     if trial.progress.step == 0:
-        raise ResumeError(f"{folder} has no checkpoint yet: {checkpoint.NAME} is missing")
+        missing = f"{folder} has no checkpoint yet: {checkpoint.NAME} is missing"
+        raise ResumeError(trial.warnings[0] if trial.warnings else missing)
     n_seq = config.model.n_seq
     tokens = shards.tokens(split)
     inputs_WN, targets_WN = validation_windows(tokens, n_seq, max(1, (len(tokens) - 1) // n_seq))

@@ -9,11 +9,13 @@ from trials import KINDS, KNOWN, numbers, of, play, short_config, weights
 
 from bkray.errors import ResumeError
 from bkray.events import (
+    StepsDone,
     TrialEnded,
     TrialStarted,
+    Warned,
 )
 from bkray.train import checkpoint
-from bkray.trial import identify, run
+from bkray.trial import identify
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -58,14 +60,22 @@ def test_a_checkpoint_of_another_config_or_text_is_refused(text: Path, tmp_path:
         play(short_config(other), folder)
 
 
-def test_a_damaged_checkpoint_is_refused_before_anything_is_said(
-    text: Path, tmp_path: Path
+@pytest.mark.parametrize("n_damaged", [1, 2])
+def test_a_trial_with_damaged_checkpoints_ends_like_an_undisturbed_one_and_warns(
+    text: Path, tmp_path: Path, n_damaged: int
 ) -> None:
-    play(short_config(text), tmp_path, stop_at=10)
-    path = tmp_path / "checkpoints" / checkpoint.NAME
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ResumeError, match="delete it to start again"):
-        next(run(short_config(text), tmp_path))
+    config = short_config(text)
+    whole = play(config, None)
+    play(config, tmp_path, kill_at=35)
+    folder = tmp_path / checkpoint.FOLDER
+    for name in (checkpoint.NAME, checkpoint.PREVIOUS)[:n_damaged]:
+        (folder / name).write_bytes((folder / name).read_bytes()[:-100])
+    events = play(config, tmp_path)
+    (warned,) = of(Warned, events)
+    assert "cannot be read" in warned.message
+    assert (of(TrialStarted, events)[0].step > 0) == (n_damaged == 1)
+    assert of(StepsDone, events)[-1].loss_nats == of(StepsDone, whole)[-1].loss_nats
+    assert checkpoint.is_whole(folder / checkpoint.PREVIOUS), "no good one was overwritten"
 
 
 def test_a_changed_text_is_another_trial(tmp_path: Path) -> None:

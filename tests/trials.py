@@ -82,9 +82,9 @@ def numbers(events: list[Event]) -> dict[tuple[str, int, str, str], float]:
 
 
 def weights(folder: Path, trial_id: str) -> dict[str, torch.Tensor]:
-    loaded = checkpoint.load(folder / "checkpoints", trial_id)
-    assert loaded is not None
-    return dict(loaded.state["model"])
+    state, _ = checkpoint.load(folder / "checkpoints", trial_id)
+    assert state is not None
+    return dict(state["model"])
 
 
 KNOWN = {

@@ -45,10 +45,10 @@ class Progress:
 
 
 class Loaded(NamedTuple):
-    """A checkpoint as read, and what the user should know about it, if anything."""
+    """A checkpoint as read, if there is one to go on from; and what the user should know of it."""
 
-    state: State
-    warning: str
+    state: State | None
+    warning: str = ""
 
 
 def rng_state() -> RngState:
@@ -89,24 +89,29 @@ def write(path: Path, state: State) -> None:
         torch.save(state, temporary)
 
 
-def save(folder: Path, state: State) -> None:
-    """Write ``folder/last.pt``; what was there becomes ``folder/previous.pt``."""
-    if (folder / NAME).exists():
+def save(folder: Path, state: State, *, last: bool = True, best: bool = False) -> None:
+    """Write ``best.pt``, ``last.pt`` or both; what was the last becomes ``previous.pt``.
+
+    The best comes first: a kill in between leaves a last one that does not know of it yet.
+    """
+    if best:
+        write(folder / BEST, state)
+    if last and (folder / NAME).exists():
         os.replace(folder / NAME, folder / PREVIOUS)
-    write(folder / NAME, state)
+    if last and best:
+        with replace(folder / NAME) as temporary:
+            os.link(folder / BEST, temporary)  # no second copy on disk
+    elif last:
+        write(folder / NAME, state)
 
 
-def keep_last_as_best(folder: Path) -> None:
-    """Let ``best.pt`` be the last checkpoint, without a second copy on disk."""
-    with replace(folder / BEST) as temporary:
-        os.link(folder / NAME, temporary)
+def load(folder: Path, trial_id: str) -> Loaded:
+    """Return the last checkpoint, or the one before where that is damaged.
 
-
-def load(folder: Path, trial_id: str) -> Loaded | None:
-    """Return the last checkpoint, or the one before where that is damaged; ``None`` if none is.
+    Without one that can be read the trial begins again: its steps are the same ones.
 
     Raises:
-        ResumeError: the checkpoint is another trial's, or none that is there can be read.
+        ResumeError: the checkpoint is another trial's.
     """
     damages = []
     for path in (folder / NAME, folder / PREVIOUS):
@@ -119,9 +124,14 @@ def load(folder: Path, trial_id: str) -> Loaded | None:
             _check_owner(path, state, trial_id)
             gone_back = f"{damages[0]}; went on from {path.name}" if damages else ""
             return Loaded(state, gone_back)
-    if damages:
-        raise ResumeError(f"{'; '.join(damages)}: delete {folder} to start the trial again")
-    return None
+    return Loaded(None, f"{'; '.join(damages)}; began again from the start" if damages else "")
+
+
+def set_damaged_aside(folder: Path) -> None:
+    """Rename what cannot be read, so that it takes no good checkpoint's place."""
+    for path in (folder / NAME, folder / PREVIOUS):
+        if path.exists() and not is_whole(path):
+            os.replace(path, path.with_name(f"damaged-{path.name}"))
 
 
 def read(path: Path) -> State:
@@ -139,10 +149,10 @@ def read(path: Path) -> State:
 
 
 def is_whole(path: Path) -> bool:
-    """Say whether every byte of a checkpoint is as it was written."""
+    """Say whether a checkpoint can be read."""
     try:
-        _check_sums(path)
-    except (OSError, BadZipFile):
+        read(path)
+    except ResumeError:
         return False
     return True
 

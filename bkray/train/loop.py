@@ -4,11 +4,12 @@ import math
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bkray.events import EvalDone, Event, MemoryPeak, Rewound, StepsDone, Warned
+from bkray.events import EvalDone, Event, MemoryPeak, Rewound, Saving, StepsDone, Warned
 from bkray.stability import Verdict, judge
 from bkray.train import checkpoint
 from bkray.train.diagnosis import write_forensics
@@ -47,8 +48,8 @@ def train(run: Run, stop: Stop) -> Generator[Event, None, Ending]:
         if verdict.state != "diverged" and _due(progress.step, plan.eval_every, plan.steps):
             before = progress.best_val_loss_nats
             evaluation = validate(run)
-            yield evaluation
             yield MemoryPeak(step=progress.step, peak_mib=peak_memory_mib(run))
+            yield evaluation
             improved = progress.best_val_loss_nats != before
             if not math.isfinite(evaluation.loss_nats):
                 reason = f"validation loss is {evaluation.loss_nats} at step {progress.step}"
@@ -58,11 +59,10 @@ def train(run: Run, stop: Stop) -> Generator[Event, None, Ending]:
                 yield Warned(step=progress.step, message=message)
             return Ending("diverged", verdict.reason)
         asked = _asked(run, stop)
-        save(
-            run,
-            last=asked is not None or _due(progress.step, plan.checkpoint_every, plan.steps),
-            best=improved,
-        )
+        is_due = asked is not None or _due(progress.step, plan.checkpoint_every, plan.steps)
+        if run.folder is not None and (is_due or improved):
+            yield Saving(step=progress.step)
+            save(run, run.folder / checkpoint.FOLDER, last=is_due, best=improved)
     return Ending("ok") if asked is None else Ending(*asked)
 
 
@@ -141,20 +141,11 @@ def validate(run: Run) -> EvalDone:
     )
 
 
-def save(run: Run, *, last: bool, best: bool) -> None:
-    """Write the checkpoints that are due, where the trial has a folder."""
-    if run.folder is None or not (last or best):
-        return
+def save(run: Run, folder: Path, *, last: bool, best: bool) -> None:
+    """Write the checkpoints that are due."""
     rng = run.team.gather(checkpoint.rng_state())
-    if not run.team.leads:
-        return
-    folder, state = run.folder / checkpoint.FOLDER, {**run.state(), "rng": rng}
-    if last:
-        checkpoint.save(folder, state)
-        if best:
-            checkpoint.keep_last_as_best(folder)
-    else:
-        checkpoint.write(folder / checkpoint.BEST, state)
+    if run.team.leads:
+        checkpoint.save(folder, {**run.state(), "rng": rng}, last=last, best=best)
 
 
 def _to_host(
@@ -208,7 +199,7 @@ def _remember_state(run: Run, verdict: Verdict) -> None:
     age = run.progress.step - run.memory.snapshot_step
     health = run.progress.health
     is_good = verdict.state == "healthy" and not health.explosion and not health.drift
-    if is_good or _may_rewind(run) or age >= OLDEST_STEPS:
+    if run.memory.snapshot is None or is_good or _may_rewind(run) or age >= OLDEST_STEPS:
         run.memory.keep(run.state())
 
 

@@ -36,7 +36,9 @@ def trained(seed: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     return model, optimizer
 
 
-def saved_in(folder: Path, seed: int = 0) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+def saved_in(
+    folder: Path, seed: int = 0, *, best: bool = False
+) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     model, optimizer = trained(seed)
     state = checkpoint.state_of(
         trial_id="abc",
@@ -47,15 +49,15 @@ def saved_in(folder: Path, seed: int = 0) -> tuple[torch.nn.Module, torch.optim.
         load_LE=torch.tensor([[0.25, 0.75]]),
         rng=[checkpoint.rng_state()],
     )
-    checkpoint.save(folder, state)
+    checkpoint.save(folder, state, best=best)
     return model, optimizer
 
 
 def loaded(folder: Path) -> State:
-    found = checkpoint.load(folder, "abc")
-    assert found is not None
-    assert found.warning == ""
-    return found.state
+    state, warning = checkpoint.load(folder, "abc")
+    assert warning == ""
+    assert state is not None
+    return state
 
 
 def same(left: Any, right: Any) -> bool:
@@ -101,8 +103,8 @@ def test_a_kill_between_two_checkpoints_leaves_the_one_before(tmp_path: Path) ->
 
 
 def test_the_best_checkpoint_stays_when_later_ones_come(tmp_path: Path) -> None:
-    best, _ = saved_in(tmp_path, seed=0)
-    checkpoint.keep_last_as_best(tmp_path)
+    best, _ = saved_in(tmp_path, seed=0, best=True)
+    assert same(loaded(tmp_path)["model"], dict(best.state_dict()))
     for seed in (1, 2):
         saved_in(tmp_path, seed=seed)
     kept = checkpoint.read(tmp_path / checkpoint.BEST)
@@ -110,8 +112,8 @@ def test_the_best_checkpoint_stays_when_later_ones_come(tmp_path: Path) -> None:
 
 
 def test_where_nothing_was_saved_there_is_nothing(tmp_path: Path) -> None:
-    assert checkpoint.load(tmp_path, "abc") is None
-    assert checkpoint.load(tmp_path / "missing", "abc") is None
+    for folder in (tmp_path, tmp_path / "missing"):
+        assert checkpoint.load(folder, "abc") == (None, "")
 
 
 def test_another_trials_checkpoint_is_refused_and_both_are_named(tmp_path: Path) -> None:
@@ -138,14 +140,16 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: str) -> None:
+def test_from_a_damaged_checkpoint_nothing_is_taken(tmp_path: Path, damage: str) -> None:
     saved_in(tmp_path)
     path = tmp_path / checkpoint.NAME
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    with pytest.raises(
-        ResumeError, match=r"last\.pt cannot be read .*: delete .* to start .* again"
-    ):
-        checkpoint.load(tmp_path, "abc")
+    state, warning = checkpoint.load(tmp_path, "abc")
+    assert state is None
+    assert "last.pt cannot be read" in warning
+    assert "began again from the start" in warning
+    with pytest.raises(ResumeError, match=r"last\.pt cannot be read"):
+        checkpoint.read(path)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -156,11 +160,14 @@ def test_the_one_before_takes_the_place_of_a_damaged_one_and_says_so(
     saved_in(tmp_path, seed=1)
     path = tmp_path / checkpoint.NAME
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    found = checkpoint.load(tmp_path, "abc")
-    assert found is not None
-    assert same(found.state["model"], dict(before.state_dict()))
-    assert "last.pt cannot be read" in found.warning
-    assert "went on from previous.pt" in found.warning
+    state, warning = checkpoint.load(tmp_path, "abc")
+    assert state is not None
+    assert same(state["model"], dict(before.state_dict()))
+    assert "last.pt cannot be read" in warning
+    assert "went on from previous.pt" in warning
+    checkpoint.set_damaged_aside(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {checkpoint.PREVIOUS, f"damaged-{checkpoint.NAME}"}
 
 
 def test_two_damaged_checkpoints_are_both_named(tmp_path: Path) -> None:
@@ -168,8 +175,10 @@ def test_two_damaged_checkpoints_are_both_named(tmp_path: Path) -> None:
         saved_in(tmp_path, seed=seed)
     for name in (checkpoint.NAME, checkpoint.PREVIOUS):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(ResumeError, match=r"last\.pt cannot.*previous\.pt cannot.*delete"):
-        checkpoint.load(tmp_path, "abc")
+    state, warning = checkpoint.load(tmp_path, "abc")
+    assert state is None
+    assert "last.pt cannot" in warning
+    assert "previous.pt cannot" in warning
 
 
 def test_no_code_of_a_checkpoint_is_run(tmp_path: Path) -> None:
@@ -178,6 +187,5 @@ def test_no_code_of_a_checkpoint_is_run(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "sprung",))
 
     torch.save({"trial_id": "abc", "trap": Trap()}, tmp_path / checkpoint.NAME)
-    with pytest.raises(ResumeError, match="cannot be read"):
-        checkpoint.load(tmp_path, "abc")
+    assert checkpoint.load(tmp_path, "abc").state is None
     assert not (tmp_path / "sprung").exists()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from faults import faulty_config, recorded
 from ranks import in_team
+from tiny import steer, tiny_model, uneven_rows
 from torch import Tensor, nn
 from trials import of, short_config
 
@@ -247,7 +248,12 @@ def test_a_model_that_fails_when_it_runs_again_changes_no_outcome(
     assert read_diagnosis(tmp_path / FOLDER) is None
 
 
-def test_scores_masked_by_minus_infinity_are_no_fault() -> None:
+def test_what_is_infinite_in_every_step_is_no_fault(text: Path, tmp_path: Path) -> None:
+    found = diagnosed(faulty_config(text, "norm", step=STEP, masked=True), tmp_path)
+    assert (found.module, found.tensor, found.step) == ("norm", "output", STEP)
+
+
+def test_tensors_that_are_not_finite_come_in_the_order_of_execution() -> None:
     class Masked(nn.Module):
         def forward(self, scores: Tensor) -> Tensor:
             return scores.masked_fill(torch.ones(4, 4).triu(1).bool(), -math.inf)
@@ -259,6 +265,60 @@ def test_scores_masked_by_minus_infinity_are_no_fault() -> None:
         ("0", "output", 0),
         ("Sequential", "input of 1", 0),
     ]
+
+
+class Summed(nn.Module):
+    """Adds up the sites before; the gradient of the sum is NaN at site 3 of row 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        summed = self.inner(x_BND).cumsum(1)
+        spoilt = torch.zeros(2, 6, 2, dtype=torch.bool)
+        spoilt[1, 3] = True
+        summed.register_hook(lambda gradient: gradient.masked_fill(spoilt, math.nan))
+        return summed
+
+
+def test_in_a_backward_pass_the_last_token_that_is_hit_is_the_first_one() -> None:
+    """A gradient flows to the tokens before."""
+    model = Summed()
+    with Probe(model, backward=True) as probe:
+        torch.autograd.backward(model(torch.randn(2, 6, 2)).sum())
+    first = probe.faults[0]
+    assert (first.module, first.tensor) == ("Summed", "gradient of output of inner")
+    assert first.spot is not None
+    assert (first.spot.row, first.spot.position, first.spot.n_tokens) == (1, 3, 4)
+
+
+@pytest.mark.parametrize("where", ["blocks.1.feed_forward.up", "depth.halting.1.up", "blocks.2"])
+def test_the_place_of_a_token_is_known_after_others_stopped(where: str) -> None:
+    """Of the third row some tokens stop at layer 1, so that those behind them move up."""
+    model = tiny_model(depth="act", act_threshold=0.8)
+    steer(model)
+    tokens_BN = uneven_rows(16)
+    places: list[Tensor] = []
+
+    def spoil(_: nn.Module, __: Any, output: Any) -> Any:
+        spoilt = output[0] if isinstance(output, tuple) else output
+        spoilt = spoilt.clone()
+        spoilt[2, 3] = math.nan
+        return (spoilt, *output[1:]) if isinstance(output, tuple) else spoilt
+
+    block = model.blocks[2 if where == "blocks.2" else 1]
+    block.register_forward_pre_hook(lambda _, given: places.append(given[1]))
+    model.get_submodule(where).register_forward_hook(spoil)
+    with Probe(model) as probe:
+        model(tokens_BN)
+    position = int(places[0][2, 3])
+    assert position > 3
+    first = probe.faults[0]
+    assert first.module == where
+    assert first.spot is not None
+    assert (first.spot.row, first.spot.position, first.spot.n_tokens) == (2, position, 1)
+    assert first.spot.tokens == tuple(tokens_BN[2].tolist())
 
 
 def test_growth_is_the_first_block_of_the_first_step() -> None:
