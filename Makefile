@@ -6,13 +6,14 @@ READY := $(VENV)/.ready
 SWEEP ?= act
 PRESET ?= small
 
-.PHONY: setup sweep test check bench bench-cluster help
+.PHONY: setup sweep test check bench bench-cluster chaos help
 
 help:
 	@echo "make setup   create $(VENV) and install the pinned packages"
 	@echo "make sweep   run the ACT sweep (PRESET=smoke|small|full)"
 	@echo "make test    run every test"
 	@echo "make check   format, lint, types, floors"
+	@echo "make chaos   kill sweeps at random moments, resume them, hold them to whole ones (20 minutes)"
 	@echo "make bench   speed of the scan, of ACT, of recording, and the quality of the mixers"
 	@echo "make bench-cluster   a sweep against plain Ray Tune, three times (PRESET=small: 40 minutes)"
 
@@ -42,3 +43,6 @@ bench: setup
 
 bench-cluster: setup
 	$(BIN)/python -m benchmarks.overhead --preset $(PRESET)
+
+chaos: setup
+	PYTHONPATH=tests $(BIN)/python tests/chaos/storm.py

@@ -32,9 +32,11 @@ from bkray.events import TrialEnded
 from bkray.nn.build import language_model
 from bkray.overrides import acting, build, parse
 from bkray.report.tables import Row, collect
+from bkray.train.guard import Guard
 from bkray.train.measure import forget_peak_memory, peak_memory_mib
 from bkray.train.optim import adamw
 from bkray.train.step import optimizer_step
+from bkray.train.watch import Blocks
 from bkray.trial import run, use_threads
 from search_spaces.act import GUIDE_PRESETS, LAMBDAS, THRESHOLDS
 
@@ -197,7 +199,7 @@ def footprint(
     model = language_model(config.model, vocabulary)
     optimizer = adamw(model, config.optimizer)
     tokens_BN = torch.randint(vocabulary, (batch, config.model.n_seq))
-    cpu = torch.device("cpu")
+    cpu, blocks = torch.device("cpu"), Blocks(model)
     held = 0.0
     for n_steps in (2, 10):
         forget_peak_memory(cpu)
@@ -211,6 +213,8 @@ def footprint(
                 load_LE=None,
                 clip_norm=config.optimizer.clip_norm,
                 autocast=torch.autocast("cpu", enabled=False),
+                blocks=blocks,
+                guard=Guard(cpu, None, 0),
             )
     peak = peak_memory_mib(cpu)
     return Footprint(sum(p.numel() for p in model.parameters()), peak - held, peak)

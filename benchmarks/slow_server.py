@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -16,20 +17,24 @@ _ANSWER_SECONDS = 60
 class SlowServer:
     """``address`` answers for another server ``delay_seconds`` after that one did.
 
-    ``requests`` are ``METHOD /path`` in the order they came.
+    ``requests`` are ``METHOD /path`` in the order they came. After ``dies_after`` of them it
+    passes on no further one, and the answer to the last is lost.
     """
 
     address: str
     delay_seconds: float
+    dies_after: float = math.inf
     requests: list[str] = field(default_factory=list)
 
 
 @contextlib.contextmanager
-def slowed(target: str, delay_seconds: float) -> Iterator[SlowServer]:
+def slowed(
+    target: str, delay_seconds: float, *, dies_after: float = math.inf
+) -> Iterator[SlowServer]:
     """Stand before the server at the address ``target``, on a free port of this machine."""
     listener = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     listener.daemon_threads = True
-    slow = SlowServer(f"http://127.0.0.1:{listener.server_port}", delay_seconds)
+    slow = SlowServer(f"http://127.0.0.1:{listener.server_port}", delay_seconds, dies_after)
     listener.target, listener.slow = target, slow  # type: ignore[attr-defined]
     thread = threading.Thread(target=listener.serve_forever, daemon=True)
     thread.start()
@@ -47,6 +52,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _pass_on(self) -> None:
         slow: SlowServer = self.server.slow  # type: ignore[attr-defined]
         slow.requests.append(f"{self.command} {urlsplit(self.path).path}")
+        if len(slow.requests) > slow.dies_after:
+            self.close_connection = True
+            return
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         host = urlsplit(self.server.target).netloc  # type: ignore[attr-defined]
         onward = http.client.HTTPConnection(host, timeout=_ANSWER_SECONDS)
@@ -62,6 +70,9 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             onward.close()
         time.sleep(slow.delay_seconds)
+        if len(slow.requests) >= slow.dies_after:
+            self.close_connection = True
+            return
         self._answer(answer, content)
 
     def _answer(self, answer: http.client.HTTPResponse, content: bytes) -> None:

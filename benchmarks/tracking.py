@@ -39,7 +39,7 @@ from bkray.sinks.mlflow import (
 from bkray.sinks.parquet import ParquetSink
 from bkray.sinks.sink import Null, Sink
 from bkray.sweep import Objective, Preset, Sweep, Trial
-from bkray.train.loop import Stop
+from bkray.train.run import Stop
 from sweeps.act import SWEEP as ACT
 
 N_TRIALS, BLOCK = 1000, 100

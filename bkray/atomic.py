@@ -18,7 +18,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write valid JSON: NaN and infinities, which JSON does not know, become ``null``."""
-    write_text(path, json.dumps(_jsonable(value), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n")
 
 
 @contextmanager
@@ -46,11 +46,12 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """Return the same containers with ``None`` for NaN and infinities."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _jsonable(part) for key, part in value.items()}
+        return {key: jsonable(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_jsonable(part) for part in value]
+        return [jsonable(part) for part in value]
     return value

@@ -4,6 +4,7 @@ BkrayError
 ├── ConfigError       a field has a value that is not allowed (also a ValueError)
 ├── DataError         a corpus is missing, empty, too small or not text (also a ValueError)
 ├── TrackingError     the tracking server that was asked for does not answer
+├── StorageError      there is no room left for a file
 └── ResumeError       a folder does not hold what is needed to go on
 """
 
@@ -26,3 +27,7 @@ class TrackingError(BkrayError):
 
 class ResumeError(BkrayError):
     """Say which folder cannot be continued, and why."""
+
+
+class StorageError(BkrayError):
+    """Say which file there is no room for."""

@@ -1,13 +1,10 @@
 """A divergence again, on this machine: the trial rebuilt from its folder and taken to the end."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
 
 from bkray import overrides
 from bkray.config import TrialConfig
@@ -24,8 +21,12 @@ from bkray.train.findings import (
     read_diagnosis,
     read_record,
 )
-from bkray.train.run import Run
+from bkray.train.turns import taking_turns
 from bkray.trial import compose, use_threads
+
+_ALIKE_NATS = 0.1
+"""Losses that part by more are not those of the same run: where nothing is infinite, they are all
+that can be compared."""
 
 
 class Replayed(NamedTuple):
@@ -39,7 +40,10 @@ class Replayed(NamedTuple):
     def is_reproduced(self) -> bool:
         """Whether the same tensor of the same module broke at the same step."""
         now, then = self.diagnosis, self.recorded
-        return then is not None and now.kind != "vanished" and now.first_bad == then.first_bad
+        if then is None or now.kind == "vanished" or now.first_bad != then.first_bad:
+            return False
+        parted = now.largest_loss_difference
+        return now.kind != "growth" or (parted is not None and parted < _ALIKE_NATS)
 
 
 def replay(folder: Path) -> Replayed:
@@ -72,7 +76,7 @@ def replay(folder: Path) -> Replayed:
         run.autocast = torch.autocast("cpu", torch.bfloat16)
     if any(state["cuda"] is not None for state in rng):
         remarks += ("it was trained on a GPU, which rounds otherwise and draws other dropout",)
-    with _taking_turns(run, rng):
+    with taking_turns(run, rng):
         diagnosis = diagnose(run, snapshot, record)
     return Replayed(diagnosis, recorded, remarks)
 
@@ -95,62 +99,3 @@ def _on_cpu(config: TrialConfig) -> tuple[TrialConfig, tuple[str, ...]]:
         return overrides.build(flat), ()
     flat["train.precision"] = "float32"  # compose refuses bf16 here; autocast follows
     return overrides.build(flat), ("bf16 autocast of a CPU stands in for that of a GPU",)
-
-
-@contextmanager
-def _taking_turns(run: Run, rng: Sequence[RngState]) -> Iterator[None]:
-    """Let every worker's share of a part be computed with that worker's own state."""
-    if len(rng) == 1:
-        yield
-        return
-    turns = _Turns(rng, run.config.train.accumulation * run.split)
-    handles = [
-        run.model.register_forward_pre_hook(turns.begin),
-        run.model.register_forward_hook(turns.end),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-class _Turns:
-    """Random numbers and buffers of each worker; all begin a step with the first one's buffers.
-
-    A batch comes in ``n_parts``, of which the k-th is that of worker ``k % len(rng)``.
-    """
-
-    def __init__(self, rng: Sequence[RngState], n_parts: int) -> None:
-        self._numbers = [state["torch"] for state in rng]
-        self._buffers: list[list[Tensor]] = [[] for _ in rng]
-        self._at_step_begin: list[Tensor] = []
-        self._n_parts, self._n_taken = n_parts, 0
-
-    def begin(self, model: nn.Module, _: Any) -> None:
-        if not model.training:
-            _put(model, self._buffers[0])
-            return
-        part = self._n_taken % self._n_parts
-        worker = part % len(self._numbers)
-        if part == 0:
-            self._at_step_begin = self._buffers[0] or _values(model)
-        in_first_round = part < len(self._numbers)
-        _put(model, self._at_step_begin if in_first_round else self._buffers[worker])
-        torch.set_rng_state(self._numbers[worker])
-
-    def end(self, model: nn.Module, _: Any, __: Any) -> None:
-        if model.training:
-            worker = self._n_taken % self._n_parts % len(self._numbers)
-            self._numbers[worker] = torch.get_rng_state()
-            self._buffers[worker] = _values(model)
-            self._n_taken += 1
-
-
-def _values(model: nn.Module) -> list[Tensor]:
-    return [buffer.detach().clone() for buffer in model.buffers()]
-
-
-def _put(model: nn.Module, values: Sequence[Tensor]) -> None:
-    for buffer, value in zip(model.buffers(), values, strict=False):
-        buffer.copy_(value)

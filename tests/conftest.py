@@ -24,6 +24,15 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    """One Ray session for the tests of a module; ``run_sweep`` joins it and leaves it up."""
+    from bkray.cluster.session import session
+
+    with session(address=None, threads=1, gpus=0):
+        yield
+
+
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a file of 40 kB of text with words, repeats and surprises."""

@@ -34,13 +34,15 @@ def faulty_config(
     position: int = EVERYWHERE,
     kind: str = "dense",
     mixer: str = "linear_recurrence",
+    masked: bool = False,
     **knobs: Any,
 ) -> TrialConfig:
     """Return a short trial of the model below; ``knobs`` are those of data, plan and optimizer.
 
     ``where`` is ``forward``, ``backward``, ``once``: a forward pass that is fine when it is
-    repeated, ``second``: one of the second process of a team, or ``hidden``: of every step from
-    then on, and mended before the last block, so that loss and gradients are finite.
+    repeated, ``second``: what hangs on the second process of a team, or ``hidden``: of every step
+    from then on, and mended before the last block, so that loss and gradients are finite.
+    ``masked`` adds a module that says minus infinity in every step, as masks of scores do.
     ``what`` is ``nan``, ``inf``, or ``raise``: NaN, and an exception when it is repeated.
     """
     plan = {name: value for name, value in SHORT.items() if name != "n_layers"}
@@ -53,6 +55,7 @@ def faulty_config(
         "position": position,
         "kind": kind,
         "mixer": mixer,
+        "masked": masked,
     }
     options = {f"model.options.{name}": value for name, value in options.items()}
     model = {"model.build": "faults:faulty", "n_seq": 16}
@@ -73,7 +76,20 @@ def faulty(config: TrialConfig, vocab_size: int) -> nn.Module:
         model.blocks[-1].register_forward_pre_hook(
             lambda _, given: (given[0].nan_to_num(), *given[1:])
         )
+    if said["masked"]:
+        mask = Mask()
+        model.blocks[0].mixer.add_module("mask", mask)
+        model.blocks[0].register_forward_pre_hook(
+            lambda _, given: (given[0] + 0 * mask(given[0]).softmax(-1), *given[1:])
+        )
     return model
+
+
+class Mask(nn.Module):
+    """Lets only the first channel take part."""
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return torch.cat([scores[..., :1], torch.full_like(scores[..., 1:], -math.inf)], -1)
 
 
 class Fault:

@@ -11,17 +11,26 @@ import typer
 from typer.exceptions import TyperException
 
 from bkray.cli.look import evaluate, report, show, ui
+from bkray.cli.resume import resume
 from bkray.cli.sweep import sweep
+from bkray.cli.sync import mlflow_sync
 from bkray.cli.train import train
+from bkray.cli.why import replay, why
 from bkray.cli.words import INTERRUPTED, USER_ERROR
 from bkray.errors import BkrayError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command("train", epilog="Example: bkray train mixer=attention train.steps=100")(train)
 app.command("sweep", epilog="Example: bkray sweep act --preset smoke train.steps=40")(sweep)
+app.command("resume", epilog="Example: bkray resume runs/act/20260101-120000-small")(resume)
 app.command("show", epilog="Example: bkray show runs/act/20260101-120000-small")(show)
 app.command("report", epilog="Example: bkray report runs/act/20260101-120000-small")(report)
 app.command("eval", epilog="Example: bkray eval runs/train/1a2b3c4d5e6f --split test")(evaluate)
+app.command("mlflow-sync", epilog="Example: bkray mlflow-sync runs/act/20260101-120000-small")(
+    mlflow_sync
+)
+app.command("why", epilog="Example: bkray why runs/train/1a2b3c4d5e6f")(why)
+app.command("replay", epilog="Example: bkray replay runs/train/1a2b3c4d5e6f")(replay)
 app.command("ui", epilog="Example: bkray ui --port 5001")(ui)
 
 

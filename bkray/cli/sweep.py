@@ -1,8 +1,12 @@
 """``bkray sweep``."""
 
+import itertools
 import re
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,13 +22,14 @@ from bkray.cli.words import (
     Words,
     print_json,
     print_tables,
+    where_to_look,
 )
-from bkray.errors import ConfigError
+from bkray.errors import ConfigError, TrackingError
 from bkray.sweep import Sweep
 
 if TYPE_CHECKING:  # each verb imports what it needs, so that --help stays quick
     from bkray.cluster.tuner import SweepOptions, SweepOutcome
-    from bkray.sinks.mlflow import MlflowView
+    from bkray.sinks.mlflow import Tracking
     from bkray.sinks.sink import SweepView
 
 
@@ -58,9 +63,10 @@ def sweep(
 
     value = load(name)
     options = SweepOptions(
+        runs=runs,
         out=out or runs / value.name / f"{datetime.now():%Y%m%d-%H%M%S}-{preset}",
         preset=preset,
-        source=name,
+        source=str(Path(name).resolve()) if name.endswith(".py") else name,
         overrides=parse(overrides or []),
         trials=trials,
         sampler=sampler,
@@ -71,7 +77,7 @@ def sweep(
         seeds=seeds,
         workers=workers,
         ray_train=ray_train,
-        time_budget_seconds=_seconds(time_budget),
+        time_budget_seconds=seconds(time_budget),
         address=address,
         gpus=gpus_per_worker,
     )
@@ -79,58 +85,124 @@ def sweep(
         plans = [proposal.overrides for proposal in planned(value, options)]
         _show_plan(plans, seeds, as_json)
         return 0
-    return _run(value, options, runs, as_json)
+    if out is not None:
+        return run(value, options, as_json)
+    with _new_folder(options.out) as folder:
+        return run(value, replace(options, out=folder), as_json)
 
 
-def _run(value: Sweep, options: "SweepOptions", runs: Path, as_json: bool) -> int:
+def run(value: Sweep, options: "SweepOptions", as_json: bool, *, resume: bool = False) -> int:
     """Run a sweep under its views, write its table, show it; return the exit status."""
+    from bkray.cluster.options import check_room
     from bkray.cluster.record import git_state
-    from bkray.cluster.tuner import resolve, run_sweep
+    from bkray.cluster.retention import settle_checkpoints
+    from bkray.cluster.room import room_in
+    from bkray.cluster.store import n_ended
+    from bkray.cluster.tuner import base_config, resolve, run_sweep
     from bkray.report.render import write_report
+    from bkray.report.stability import write_artifacts
     from bkray.sinks.console import ConsoleView
     from bkray.sinks.mlflow import MlflowView, open_store
 
+    runs = options.runs
     for folder in (options.out, runs):
         if set("?#%") & set(str(folder)):  # databases are opened by address, where these mean more
             raise ConfigError(f"the folder {str(folder)!r} must be without ?, # and %")
     search = resolve(value, options)
+    check_room(options, base_config(search))
     swept = search.swept()
     git = git_state()
+    n_done = n_ended(options.out)
     if not as_json:
         of_seeds = _times_seeds(search.n_configurations, options.seeds)
-        print(f"{search.n_planned} trials{of_seeds} into {options.out}; starting up", flush=True)
+        done = f", {n_done} of them done" if resume else ""
+        what = f"{search.n_planned} trials{of_seeds}{done} into {options.out}"
+        print(f"{what}; starting up", flush=True)
     meta = {"preset": options.preset} | ({"git_sha": git["sha"]} if git else {})
     tracking = open_store(runs)
-    views: list[SweepView] = [] if as_json else [ConsoleView(search.n_planned, swept=swept)]
-    shown = MlflowView(tracking, value.name, options.out.name, meta, swept, seeds=options.seeds)
+    console = ConsoleView(search.n_planned, swept=swept, n_done=n_done)
+    views: list[SweepView] = [] if as_json else [console]
+    shown = MlflowView(
+        tracking,
+        value.name,
+        options.out.name,
+        meta,
+        swept,
+        seeds=options.seeds,
+        folder=options.out,
+        artifacts=write_artifacts,
+    )
     views.append(shown)
     try:
-        ended = run_sweep(value, options, views)
-        written = write_report(ended.folder)
+        ended = run_sweep(value, options, views, resume=resume)
+        with room_in(ended.folder):
+            written = write_report(ended.folder)
         shown.attach([written.html, *written.figures])
     finally:
         for view in views:
             view.close()
-    _tell(ended, as_json)
+    if resume:
+        _bring_up_to_date(ended.folder, tracking)
+    front = _tell(ended, as_json)
+    if not (ended.interrupted or ended.out_of_time):
+        settle_checkpoints(ended.folder, front)
     if not as_json:
-        print(f"Compare the trials in the MLflow UI: {_where_to_look(tracking.uri, runs, shown)}")
+        where = where_to_look(tracking.uri, runs, shown.ui_path)
+        print(f"Compare the trials in the MLflow UI: {where}")
+    return _status(ended, options)
+
+
+def _bring_up_to_date(folder: Path, tracking: "Tracking") -> None:
+    """Upload what a killed driver had not sent; the views have seen the rest."""
+    from bkray.sinks.mlflow_sync import sync_sweep
+
+    try:
+        sync_sweep(folder, tracking, warn=lambda said: print(said, file=sys.stderr))
+    except TrackingError as error:
+        again = shlex.join(["bkray", "mlflow-sync", str(folder)])
+        print(f"MLflow may lack something ({error}): later run {again}", file=sys.stderr)
+
+
+def _status(ended: "SweepOutcome", options: "SweepOptions") -> int:
+    """Say what went wrong or is left to do; return the exit status."""
+    if ended.always_fails:
+        print(f"{ended.always_fails.rstrip()}\nthe first trials all ended so", file=sys.stderr)
+        return NO_SUCCESS
     if ended.first_failure:
         print(f"first failure: {ended.first_failure}", file=sys.stderr)
-    if ended.interrupted:
-        return INTERRUPTED
-    if ended.out_of_time:
-        return BUDGET_REACHED
+    if ended.interrupted or ended.out_of_time:
+        again = ["bkray", "resume", str(options.out)]
+        again += ["--address", options.address] if options.address else []
+        print(f"go on with: {shlex.join(again)}", file=sys.stderr)
+        return INTERRUPTED if ended.interrupted else BUDGET_REACHED
     return 0 if ended.outcomes.get("ok") else NO_SUCCESS
 
 
-def _tell(ended: "SweepOutcome", as_json: bool) -> None:
+@contextmanager
+def _new_folder(wanted: Path) -> Iterator[Path]:
+    """Make and yield a folder that no other sweep has, of two started in one second either; take
+    it away again if it was not used."""
+    for number in itertools.count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            break
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # it is in use
+            folder.rmdir()
+
+
+def _tell(ended: "SweepOutcome", as_json: bool) -> list[str]:
+    """Print what came out; return the ids of the trials on the Pareto front."""
     from bkray.report import tables
     from bkray.report.configurations import configurations, front_trials
 
     folder = ended.folder
     rows, objectives = tables.collect(folder), tables.objectives(folder)
+    front = front_trials(configurations(rows, objectives), objectives)
     if as_json:
-        front = front_trials(configurations(rows, objectives), objectives)
         counts = {"folder": str(folder), "outcomes": dict(ended.outcomes)}
         print_json({**counts, "n_reused": ended.n_reused, "pareto_front": front})
     else:
@@ -138,21 +210,10 @@ def _tell(ended: "SweepOutcome", as_json: bool) -> None:
         print(
             f"\nReport: {folder}/report.html, and trials.parquet; again with: bkray show {folder}"
         )
+    return front
 
 
-def _where_to_look(uri: str, runs: Path, shown: "MlflowView") -> str:
-    """Return the address of a sweep on a server, or how to serve it and where it is then."""
-    from bkray.sinks.mlflow import ui_address
-
-    path = shown.ui_path
-    if uri.startswith("http"):
-        return uri.rstrip("/") + (path or "")
-    return f"bkray ui --runs {shlex.quote(str(runs))}" + (
-        f"\n  then {ui_address(5000)}{path}" if path else ""
-    )
-
-
-def _seconds(text: str | None) -> float | None:
+def seconds(text: str | None) -> float | None:
     """Return the seconds of ``90s``, ``30m``, ``2h`` or a bare number of seconds."""
     if text is None:
         return None

@@ -1,12 +1,14 @@
 """What the verbs share: options, exit statuses, printing."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bkray.atomic import jsonable
 from bkray.sweep import Objective
 
 if TYPE_CHECKING:
@@ -20,7 +22,18 @@ Runs = Annotated[Path, typer.Option(help="Folder of all runs and of the embedded
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, default=str))
+    print(json.dumps(jsonable(value), indent=2, default=str))
+
+
+def where_to_look(uri: str, runs: Path, path: str | None) -> str:
+    """Return the address of a page on a server, or how to serve it and where it is then."""
+    from bkray.sinks.mlflow import ui_address
+
+    if uri.startswith("http"):
+        return uri.rstrip("/") + (path or "")
+    return f"bkray ui --runs {shlex.quote(str(runs))}" + (
+        f"\n  then {ui_address(5000)}{path}" if path else ""
+    )
 
 
 def print_tables(rows: "list[Row]", objectives: Sequence[Objective]) -> None:

@@ -23,8 +23,8 @@ from bkray.errors import ConfigError, ResumeError
 from bkray.overrides import flatten
 from bkray.sweep import Sweep
 
-_ANSWERED = ("ok", "diverged", "oom", "failed")
-"""Outcomes that are not tried again; a pruned or interrupted trial may still go on."""
+_ANSWERED = ("ok", "diverged", "pruned", "oom", "failed")
+"""Outcomes that are not tried again; an interrupted trial goes on."""
 
 _OVERRIDES = "overrides"
 """User attribute of a study's row: the proposal. A row without it was never handed out."""
@@ -120,7 +120,9 @@ class Ledger:
 
     def _propose(self, position: int) -> Proposal:
         search, study = self.search, self._study
-        study.sampler = sampler(search.sampler, seed=search.seed, position=position)
+        study.sampler = sampler(
+            search.sampler, seed=search.seed, position=position, diverged=self._diverged()
+        )
         point = self._points[position] if position < len(self._points) else {}
         if point and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             study.enqueue_trial(point)
@@ -161,6 +163,15 @@ class Ledger:
         ]
         finite = [value for value in values if value is not None]
         return finite if len(finite) == len(values) else None
+
+    def _diverged(self) -> dict[int, bool]:
+        """Return which rows of the study diverged, of those that could tell."""
+        n_rivals = len(self._rivals)
+        return {
+            self._rows[number - n_rivals]: told.outcome == "diverged"
+            for number, told in self._told.items()
+            if number >= n_rivals and told.outcome in ("ok", "pruned", "diverged")
+        }
 
     def _worse_than_seen(self, i: int) -> float | None:
         """Return a value of objective ``i`` worse than every finite one, by their spread."""

@@ -1,5 +1,6 @@
 """What the user chose for a sweep, and whether it can be done."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from bkray.train.team import check_shares
 class SweepOptions:
     """What the user chose. ``None`` leaves a choice to the sweep, its preset or the machine.
 
+    ``out`` is the sweep's folder, ``runs`` that of the embedded MLflow store.
     ``source`` is how the sweep was named, to find it again: ``act``, or the path of a file.
     ``seed`` is the sampler's; a trial's own is the override ``seed``, from which ``seeds`` trials
     of each configuration count up. ``gpus`` are per worker. More than one of the ``workers`` of a
@@ -24,6 +26,7 @@ class SweepOptions:
 
     out: Path
     preset: str
+    runs: Path = Path("runs")
     source: str = ""
     overrides: Overrides = field(default_factory=dict)
     trials: int | None = None
@@ -75,11 +78,34 @@ def check_crew(config: TrialConfig, workers: int, gpus: float) -> None:
     check_shares(config.train, workers)
 
 
+def chosen_before(record: Mapping[str, Any], folder: Path) -> SweepOptions:
+    """Return the options with which the sweep in ``folder`` was run, from its ``sweep.json``."""
+    return SweepOptions(
+        out=folder,
+        preset=record["preset"],
+        runs=Path(record.get("runs", "runs")),  # older ones, refused by their version, lack it
+        source=record["source"],
+        overrides=record["overrides"],
+        trials=record["trials"],
+        sampler=record["sampler"],
+        scheduler=record["scheduler"],
+        concurrency=record["concurrency"],
+        local=record["local"],
+        seed=record["seed"],
+        seeds=record["seeds"],
+        workers=record["workers"],
+        ray_train=record["ray_train"],
+        time_budget_seconds=record["time_budget_seconds"],
+        gpus=record["gpus"],
+    )
+
+
 def choices(options: SweepOptions, search: Search, scheduler_name: str) -> dict[str, Any]:
     """Return what ``sweep.json`` keeps of the choices, beside the search itself."""
     return {
         "source": options.source or search.sweep.name,
         "preset": options.preset,
+        "runs": str(options.runs.resolve()),
         "scheduler": scheduler_name,
         "local": options.local,
         "concurrency": options.concurrency,

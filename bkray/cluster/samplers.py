@@ -6,6 +6,7 @@ sweep that was resumed or repeated proposes what an undisturbed one does.
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,21 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.search_space import intersection_search_space
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 from scipy.stats import qmc
 
+from bkray.cluster.feasibility import Point, SearchSpace, risk
 from bkray.errors import ConfigError
 
 SAMPLERS = ("tpe", "gp", "nsga2", "qmc", "random", "grid")
 UNLEARNING = ("qmc", "random", "grid")
 """Those whose proposals do not depend on results."""
 
+_FEW_CANDIDATES = 4
+"""Of TPE, when it draws again. It likes best where nothing was tried, and of its usual 24
+candidates one nearly always lies where nothing was tried because it diverges."""
 _POPULATION = 10
 """Of NSGA-II. Optuna's 50 would make a sweep of some dozen trials a random search."""
 
@@ -37,24 +43,105 @@ def check_sampler(name: str) -> str:
     return name
 
 
-def sampler(name: str, *, seed: int, position: int) -> BaseSampler:
+def sampler(name: str, *, seed: int, position: int, diverged: Mapping[int, bool]) -> BaseSampler:
     """Return the sampler for the proposal at ``position`` of a sweep with ``seed``.
 
     ``grid`` takes its points from ``grid.walk``; its sampler only fills the gaps of a first point
     that leaves knobs open.
+
+    Args:
+        diverged: by the number of the study's row; rows about which nothing is known are missing.
+            Samplers that learn keep away from where trials diverged.
     """
-    own_seed = int(np.random.SeedSequence([seed, position]).generate_state(1)[0])
+    own_seed, other_seed = np.random.SeedSequence([seed, position]).generate_state(2).tolist()
+    inner: BaseSampler
+    again: BaseSampler
     match check_sampler(name):
         case "tpe":
-            return TPESampler(seed=own_seed)
+            inner = TPESampler(seed=own_seed)
+            again = TPESampler(seed=other_seed, n_ei_candidates=_FEW_CANDIDATES)
         case "gp":
             return GPSampler(seed=own_seed, warn_independent_sampling=False)
         case "nsga2":
-            return NSGAIISampler(seed=own_seed, population_size=_POPULATION)
+            inner = again = NSGAIISampler(seed=own_seed, population_size=_POPULATION)
         case "qmc":
             return SobolSampler(seed=seed, position=position)
         case _:
             return RandomSampler(seed=own_seed)
+    return AvoidingSampler(inner, again, diverged=diverged)
+
+
+class AvoidingSampler(BaseSampler):
+    """What ``inner`` proposes; where most trials nearby diverged, a draw of ``again`` instead.
+
+    Where no draw is better, it is the least risky one: a region is shunned, never closed. Only the
+    knobs that every finished trial was asked for are judged.
+    """
+
+    _N_DRAWS = 32
+    _ACCEPTED = 0.5
+
+    def __init__(
+        self, inner: BaseSampler, again: BaseSampler, *, diverged: Mapping[int, bool]
+    ) -> None:
+        self._inner = inner
+        self._again = again
+        self._diverged = diverged
+        self._inner_space: dict[str, BaseDistribution] = {}
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        self._inner_space = self._inner.infer_relative_search_space(study, trial)
+        rows = study.get_trials(deepcopy=False)
+        common = self._inner_space or intersection_search_space(rows, include_pruned=True)
+        return {name: knob for name, knob in common.items() if not knob.single()}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        draw = partial(self._draw, study, trial, search_space)
+        best = draw(self._inner)
+        tried = [
+            row
+            for row in study.get_trials(deepcopy=False)
+            if row.number in self._diverged and search_space.keys() <= row.params.keys()
+        ]
+        diverged = np.array([self._diverged[row.number] for row in tried], dtype=bool)
+        if not search_space or not diverged.any():
+            return best
+        judge = partial(
+            risk, search_space, tried=[row.params for row in tried], diverged_T=diverged
+        )
+        (least,) = judge([best])
+        for _ in range(self._N_DRAWS):
+            if least <= self._ACCEPTED:
+                break
+            other = draw(self._again)
+            (share,) = judge([other])
+            if share < least:
+                best, least = other, share
+        return best
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def _draw(
+        self, study: Study, trial: FrozenTrial, space: SearchSpace, source: BaseSampler
+    ) -> Point:
+        joint = source.sample_relative(study, trial, self._inner_space)
+        return {
+            name: joint[name]
+            if name in joint
+            else source.sample_independent(study, trial, name, knob)
+            for name, knob in space.items()
+        }
 
 
 class SobolSampler(BaseSampler):

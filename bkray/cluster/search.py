@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from bkray.cluster.grid import swept_paths, walk
+from bkray.cluster.grid import described, swept_paths, walk
 from bkray.cluster.knobs import paths_of
 from bkray.cluster.samplers import check_sampler
 from bkray.columns import RESULTS
@@ -118,6 +118,10 @@ class Search:
     def swept(self) -> list[str]:
         """Return the config paths that are searched."""
         return swept_paths(self.space, self.pinned)
+
+    def described(self) -> dict[str, str]:
+        """Return what the space says of each config path, in words."""
+        return described(self.space, self.pinned)
 
     def propose(self, number: int, overrides: Overrides, *, arm: str = "") -> Proposal:
         """Return the proposal.

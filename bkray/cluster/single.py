@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,17 @@ from bkray.cluster.carriers import (
 )
 from bkray.cluster.interrupt import on_interrupt
 from bkray.cluster.options import check_crew
+from bkray.cluster.retries import broke, tries_again
 from bkray.cluster.session import cores, places, session
 from bkray.cluster.tuner import PARTS
 from bkray.config import TrialConfig
 from bkray.errors import BkrayError, ConfigError
-from bkray.events import Event
+from bkray.events import Event, TrialEnded
 from bkray.overrides import flatten
-from bkray.sinks.sink import SweepView, Tee
+from bkray.sinks.sink import Sink, SweepView, Tee
+
+Carry = Callable[[], Generator[Event, None, None]]
+"""Makes one attempt at a trial."""
 
 
 def train_alone(
@@ -61,22 +65,37 @@ def train_alone(
         forget_stop(folder)
         view = Tee(*(view.trial(trial_id) for view in views))
         with (
-            _carried(job, crew) as events,
+            _carrier(job, crew) as carry,
             on_interrupt(partial(ask_to_stop, folder, "interrupted")),
         ):
-            for event in events:
-                view(event)
+            while _goes_on(job, carry, view, config, crew.workers if crew else 1):
+                pass
         view.close()
         forget_stop(folder)
     said: dict[str, Any] = json.loads((folder / "outcome.json").read_text())
     return said
 
 
+def _goes_on(job: Job, carry: Carry, view: Sink, config: TrialConfig, workers: int) -> bool:
+    """Make one attempt; return whether it broke and another one is to follow."""
+    again = False
+    with closing(carry()) as events:
+        for event in events:
+            said: Event = event
+            if isinstance(event, TrialEnded):
+                remedy = tries_again(job.folder, event, config.train, workers)
+                again = bool(remedy) and asked_to_stop(job) is None
+                if again:
+                    said = broke(event, remedy)
+            view(said)
+    return again
+
+
 @contextmanager
-def _carried(job: Job, crew: Crew | None) -> Iterator[Iterator[Event]]:
-    """Yield the events of the job, in this process or from the workers of a Ray session."""
+def _carrier(job: Job, crew: Crew | None) -> Iterator[Carry]:
+    """Yield what runs the job, in this process or on the workers of a Ray session."""
     if crew is None:
-        yield attempt(job, PARTS, partial(asked_to_stop, job), passed_on=(BkrayError,))
+        yield partial(attempt, job, PARTS, passed_on=(BkrayError,), patience_seconds=0.0)
         return
     n_slots = crew.workers * crew.threads
     with session(address=None, threads=crew.threads, gpus=crew.workers * crew.gpus, slots=n_slots):
@@ -84,8 +103,7 @@ def _carried(job: Job, crew: Crew | None) -> Iterator[Iterator[Event]]:
 
         scratch = job.folder.resolve() / ".train"
         try:
-            with closing(carry_by_workers(job, PARTS, crew, str(scratch))) as events:
-                yield events
+            yield partial(carry_by_workers, job, PARTS, crew, str(scratch))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 

@@ -31,6 +31,7 @@ from bkray.cluster.carriers import (
     outcome_of,
 )
 from bkray.cluster.ray_internals import Abortable, cause_of
+from bkray.cluster.retries import WORKER_FAILED
 from bkray.events import EvalDone, Event, TrialEnded
 from bkray.overrides import build
 from bkray.train.team import Team
@@ -55,7 +56,7 @@ def carry_by_workers(
     The last event is always ``TrialEnded``. Closing the generator ends the workers.
     """
     run = _Run(job, parts, crew, scratch)
-    started, step = False, 0
+    started, step = False, None
     try:
         for event in run.events():
             started, step = True, event.step
@@ -66,11 +67,11 @@ def carry_by_workers(
         if run.error is None:  # asked to stop while it waited for its workers
             asked = asked_to_stop(job)
             assert asked is not None, "workers say how their trial ended"
-            yield from _last_words(job, parts, *asked, started=False, step=0)
+            yield from _last_words(job, parts, *asked, started=False, step=None)
             return
         write_text(job.folder / "error.txt", str(run.error))
         cause = cause_of(run.error)
-        reason = f"a worker failed: {one_line(cause)}"
+        reason = f"{WORKER_FAILED}: {one_line(cause)}"
         yield from _last_words(job, parts, outcome_of(cause), reason, started=started, step=step)
     finally:
         run.abort()
@@ -171,7 +172,7 @@ def _resources(crew: Crew) -> dict[str, float]:
 
 
 def _last_words(
-    job: Job, parts: Parts, outcome: str, reason: str, *, started: bool, step: int
+    job: Job, parts: Parts, outcome: str, reason: str, *, started: bool, step: int | None
 ) -> Iterator[Event]:
     """Write the end of a trial that cannot do so, as a further attempt; yield what is new."""
     sink = parts.open_sink(job.folder)
@@ -204,7 +205,7 @@ def _work(given: dict[str, Any]) -> None:
 
 def _lead(job: Job, parts: Parts, wire: Any) -> None:
     outcome = ""
-    for event in attempt(job, parts, partial(asked_to_stop, job)):
+    for event in attempt(job, parts):
         ray.get(wire.say.remote(event))
         outcome = event.outcome if isinstance(event, TrialEnded) else outcome
     if outcome in ("failed", "oom"):

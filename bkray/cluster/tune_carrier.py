@@ -2,16 +2,14 @@
 starts; the actor then takes the next one.
 
 Tune asks for jobs one at a time and brings events back; deciding, telling and showing stay with
-the driver. Pruning asks the trial to end, so that it says its own last word.
+the driver.
 """
 
-import math
 import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,6 @@ from bkray.cluster.carriers import (
     Job,
     Parts,
     ask_to_stop,
-    asked_to_stop,
     attempt,
     forget_stop,
     one_line,
@@ -32,19 +29,14 @@ from bkray.cluster.carriers import (
 )
 from bkray.cluster.driver import Driver
 from bkray.cluster.ray_internals import end_one_trial_when_memory_runs_out
+from bkray.cluster.retries import WORKER_DIED
 from bkray.cluster.session import SLOT
-from bkray.cluster.tune_scheduler import scheduler
-from bkray.config import TrialConfig
 from bkray.events import EvalDone, Event, TrialEnded
-from bkray.overrides import build
-
-LOSS_OF_THE_DIVERGED = 1e9
-"""Told to a scheduler instead of a loss that is not finite, in nats: worse than any that is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How Tune runs jobs. ``scheduler`` is a name; ``config`` says how far trials go.
+    """How Tune runs jobs.
 
     ``nested``: Ray Train carries each trial; else its Tune actor does, as a crew of one.
     """
@@ -52,8 +44,6 @@ class Plan:
     concurrency: int
     crew: Crew
     nested: bool
-    scheduler: str
-    config: TrialConfig
 
 
 def carry_on_tune(driver: Driver, parts: Parts, plan: Plan, folder: str) -> None:
@@ -72,7 +62,6 @@ def carry_on_tune(driver: Driver, parts: Parts, plan: Plan, folder: str) -> None
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=_Jobs(line, plan.concurrency),
-            scheduler=scheduler(plan.scheduler, plan.config, line.prune),
             num_samples=-1,
             reuse_actors=True,
             trial_name_creator=_name,
@@ -132,14 +121,7 @@ class CarriedTrial(tune.Trainable):  # type: ignore[misc]  # ray is untyped
             self._note(event)
             if _is_validation(event):
                 break
-        return {
-            "events": events,
-            "step": self._step,
-            "tokens": self._tokens,
-            "val_loss_nats": self._val_loss_nats,
-            "complete": self._step >= self._n_steps,
-            "done": isinstance(events[-1], TrialEnded),
-        }
+        return {"events": events, "done": isinstance(events[-1], TrialEnded)}
 
     def cleanup(self) -> None:
         """Let a trial that is under way end as interrupted, and write that down.
@@ -160,25 +142,17 @@ class CarriedTrial(tune.Trainable):  # type: ignore[misc]  # ray is untyped
 
     def _start(self, job: Job) -> None:
         self._job, self._under_way = job, False
-        self._step, self._tokens = 0, 0
-        self._n_steps = build(job.overrides).train.steps
-        self._val_loss_nats = LOSS_OF_THE_DIVERGED
         self._events = self._carry(job)
 
     def _carry(self, job: Job) -> Iterator[Event]:
         if self._crew is None:
-            return attempt(job, self._parts, partial(asked_to_stop, job))
+            return attempt(job, self._parts)
         from bkray.cluster.train_carrier import carry_by_workers  # Ray Train takes 3 s to import
 
         return carry_by_workers(job, self._parts, self._crew, self._scratch)
 
     def _note(self, event: Event) -> None:
         self._under_way = not isinstance(event, TrialEnded)
-        self._step = event.step
-        self._tokens = getattr(event, "tokens", self._tokens)
-        if isinstance(event, EvalDone) and event.split == "val":
-            finite = math.isfinite(event.loss_nats)
-            self._val_loss_nats = event.loss_nats if finite else LOSS_OF_THE_DIVERGED
 
 
 def _is_validation(event: Event) -> bool:
@@ -215,12 +189,9 @@ class _Line:
             return
         self._guard(lambda: self._take(self.jobs[tune_id], events))
 
-    def prune(self, tune_id: str, reason: str) -> None:
-        self.driver.prune(self.jobs[tune_id], reason)
-
     def bury(self, tune_id: str, error: BaseException, parts: Parts) -> None:
         job = self.jobs[tune_id]
-        reason = f"the worker died: {one_line(error)}"
+        reason = f"{WORKER_DIED}: {one_line(error)}"
         own_sink = parts.open_sink(job.folder)
         self._guard(lambda: self.driver.bury(job, outcome_of(error), reason, own_sink))
 
@@ -253,8 +224,8 @@ class _Jobs(Searcher):  # type: ignore[misc]  # ray is untyped
         if len(self._running) >= self._concurrency:
             return None
         job = self._line.next_job(trial_id)
-        if job is None:
-            return Searcher.FINISHED
+        if job is None:  # a trial that still runs may have to be tried again
+            return None if self._running else Searcher.FINISHED
         self._running.add(trial_id)
         return {"job": job, "cwd": self._cwd}
 

@@ -1,30 +1,30 @@
 """Runs a sweep: resolves it, writes ``sweep.json``, and lets a carrier run its trials."""
 
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
 from bkray import trial
 from bkray.atomic import write_json
+from bkray.cluster import record
 from bkray.cluster.carriers import Crew, Parts, carry_here
 from bkray.cluster.driver import Driver, Identify
+from bkray.cluster.folder import check, claimed
 from bkray.cluster.interrupt import on_interrupt
 from bkray.cluster.ledger import Ledger
 from bkray.cluster.options import SweepOptions as SweepOptions
 from bkray.cluster.options import check_room, choices
-from bkray.cluster.record import describe
+from bkray.cluster.pruning import Judge, Pruner, pruner
+from bkray.cluster.room import room_in
 from bkray.cluster.samplers import UNLEARNING
 from bkray.cluster.schedulers import choose
 from bkray.cluster.search import Proposal, Search
 from bkray.cluster.session import places, session
 from bkray.config import TrialConfig
-from bkray.errors import ConfigError, ResumeError
+from bkray.errors import ConfigError
 from bkray.overrides import acting, build
 from bkray.sinks.parquet import ParquetSink
 from bkray.sinks.sink import SweepView
@@ -36,7 +36,8 @@ class SweepOutcome:
     """How a sweep ended: trials per outcome, and what ended it early, if anything.
 
     ``n_reused`` proposals were equal to earlier ones and not trained again. ``first_failure`` is
-    the reason of the first trial that failed or ran out of memory.
+    the reason of the first trial that failed or ran out of memory; ``always_fails`` is the
+    traceback of the error that the first trials had in common, and that ended the sweep.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class SweepOutcome:
     interrupted: bool
     out_of_time: bool
     first_failure: str
+    always_fails: str = ""
 
 
 PARTS = Parts(trial.run, ParquetSink)
@@ -56,37 +58,53 @@ def run_sweep(
     options: SweepOptions,
     views: Sequence[SweepView] = (),
     *,
+    resume: bool = False,
     parts: Parts = PARTS,
     identify: Identify = trial.identify,
 ) -> SweepOutcome:
-    """Run a sweep into the new folder ``options.out``; ``views`` see every event and stay open.
+    """Run a sweep into the folder ``options.out``; ``views`` see every event and stay open.
 
     Args:
+        resume: go on with the sweep in the folder, which else must be new: trials that ended are
+            kept, trials that were begun go on from their checkpoints.
         parts, identify: how a trial runs, is written down and gets its id; tests bring their own.
 
     Raises:
         ConfigError, DataError: what was asked for cannot be run.
-        ResumeError: the folder already holds a sweep.
+        ResumeError: the folder already holds a sweep; or none, or another one, to be resumed; or
+            another process runs it.
     """
-    folder = _free_folder(options.out)
+    folder = options.out.resolve()
+    check(folder, resume=resume)
     search = resolve(sweep, options)
     config = base_config(search)
-    chosen = choose(options.scheduler, sweep, local=options.local)
+    chosen = choose(options.scheduler, sweep)
     check_room(options, config)
     _, data_hash = identify(config)
-    record = describe(search, data_hash=data_hash) | choices(options, search, chosen)
-    with _made(folder):
-        write_json(folder / "sweep.json", record)
+    present = record.describe(search, data_hash=data_hash) | choices(options, search, chosen)
+    token = uuid.uuid4().hex
+    with room_in(folder), claimed(folder, token, resume=resume) as stored:
+        if stored is not None:
+            present = record.resumed(folder, stored, present)
+        write_json(folder / record.NAME, present)
         ledger = Ledger(folder, search)
         budget = options.time_budget_seconds
-        deadline = None if budget is None else time.time() + budget
-        driver = Driver(ledger, folder, views, identify=identify, deadline=deadline)
+        driver = Driver(
+            ledger,
+            folder,
+            views,
+            identify=identify,
+            deadline=None if budget is None else time.time() + budget,
+            token=token,
+            workers=options.workers,
+            judge=Judge(chosen, _rule(chosen, config, options.seed)),
+        )
         try:
             if options.local:
                 with on_interrupt(driver.stop):
                     carry_here(driver, parts)
             else:
-                _carry_on_tune(driver, parts, options, chosen, search.n_planned, config)
+                _carry_on_tune(driver, parts, options, search.n_planned, config)
         finally:
             driver.close()
             ledger.close()
@@ -95,9 +113,10 @@ def run_sweep(
         outcomes=dict(driver.outcomes),
         n_planned=search.n_planned,
         n_reused=ledger.n_reused,
-        interrupted=driver.stopping,
+        interrupted=driver.stopping and not driver.always_fails,
         out_of_time=driver.out_of_time,
         first_failure=driver.first_failure,
+        always_fails=driver.always_fails,
     )
 
 
@@ -151,34 +170,21 @@ def base_config(search: Search) -> TrialConfig:
     return build(acting(search.base))
 
 
-def _free_folder(folder: Path) -> Path:
-    folder = folder.resolve()
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"the output folder {folder} is a file: give another --out")
-    if (folder / "sweep.json").exists() or (folder / "study.db").exists():
-        raise ResumeError(f"{folder} already holds a sweep: give another --out")
-    return folder
-
-
-@contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Make the folder of a sweep; an error takes it away again if no trial was begun in it."""
-    found = folder.exists()
-    trials = folder / "trials"
-    trials.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        if not found and not any(trials.iterdir()):
-            shutil.rmtree(folder)
-        raise
+def _rule(name: str, config: TrialConfig, seed: int) -> Pruner | None:
+    """Return the pruning rule for trials like ``config``: none before the first evaluation."""
+    per_step = config.train.batch_size * config.model.n_seq
+    return pruner(
+        name,
+        grace_tokens=min(config.train.eval_every, config.train.steps) * per_step,
+        max_tokens=config.train.steps * per_step,
+        seed=seed,
+    )
 
 
 def _carry_on_tune(
     driver: Driver,
     parts: Parts,
     options: SweepOptions,
-    scheduler_name: str,
     n_planned: int,
     config: TrialConfig,
 ) -> None:
@@ -206,9 +212,6 @@ def _carry_on_tune(
             concurrency=n_places,
             crew=crew,
             nested=options.nested,
-            scheduler=scheduler_name,
-            config=config,
         )
-        np.random.seed(options.seed)  # noqa: NPY002  Ray draws HyperBand's brackets from it
         with on_interrupt(driver.stop):  # in here, for Ray sets a signal's handler of its own
             carry_on_tune(driver, parts, plan, str(options.out.resolve() / ".tune"))

@@ -102,6 +102,7 @@ def plain(found: Iterable[Configuration], objectives: Sequence[Objective]) -> li
             "arm": one.arm,
             "kind": one.kind,
             "outcome": one.outcome,
+            "stop_reason": one.row["stop_reason"],
             "n": one.n,
             "n_diverged": one.n_diverged,
             "on_front": one.rows[0]["trial_id"] in best,

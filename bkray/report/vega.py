@@ -81,10 +81,14 @@ def directed(objective: Objective) -> str:
 
 def fitted(values: Iterable[float]) -> alt.Scale:
     """Return a scale around the values, logarithmic if they reach over decades."""
-    known = list(values)
-    if min(known) > 0 and max(known) >= _DECADES * min(known):
+    if spans_decades(list(values)):
         return alt.Scale(type="log", padding=18, nice=False)
     return alt.Scale(zero=False, padding=18, nice=False)
+
+
+def spans_decades(values: Sequence[float]) -> bool:
+    """Say whether an axis of these values, at least one, should be logarithmic."""
+    return min(values) > 0 and max(values) >= _DECADES * min(values)
 
 
 def png(figure: Figure) -> bytes:

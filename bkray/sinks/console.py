@@ -10,7 +10,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bkray.events import EvalDone, Event, StepsDone, TrialEnded, TrialStarted
+from bkray.events import (
+    EvalDone,
+    Event,
+    Rewound,
+    StepsDone,
+    TrialEnded,
+    TrialStarted,
+    Warned,
+)
 from bkray.sinks.sink import Sink, trial_label
 
 _REFRESH_SECONDS = 0.25
@@ -33,10 +41,11 @@ class _Line:
 
 
 class ConsoleView:
-    """Shows ``total`` trials; ``swept`` are the config paths that tell them apart.
+    """Shows ``total`` trials; ``swept`` are the config paths that tell them apart. ``n_done`` of
+    them ended in an earlier process and are only counted.
 
-    Elsewhere than on a terminal it prints when a trial starts, evaluates and ends, without control
-    characters.
+    Elsewhere than on a terminal it prints when a trial starts, evaluates, rewinds and ends,
+    without control characters. A warning is a line of its own in both.
     """
 
     def __init__(
@@ -45,9 +54,11 @@ class ConsoleView:
         console: Console | None = None,
         swept: Sequence[str] = (),
         now: Callable[[], float] = time.monotonic,
+        n_done: int = 0,
     ) -> None:
         self._console = console or Console()
         self._total = total
+        self._n_done = n_done
         self._swept = tuple(swept)
         self._now = now
         self._began = now()
@@ -57,6 +68,8 @@ class ConsoleView:
         self._live = Live(console=self._console, auto_refresh=False) if on_terminal else None
 
     def trial(self, trial_id: str) -> Sink:
+        if trial_id in self._lines:  # a further attempt
+            self._lines[trial_id].outcome = ""
         return _TrialLine(partial(self._take, trial_id), partial(self._leave, trial_id))
 
     def close(self) -> None:
@@ -69,7 +82,7 @@ class ConsoleView:
         if isinstance(event, TrialStarted):
             line = self._lines[trial_id] = _started(event, self._swept)
         _note(line, event)
-        if self._live is None:
+        if self._live is None or isinstance(event, Warned):
             self._print(trial_id, line, event)
         else:
             self._draw(self._live)
@@ -83,11 +96,16 @@ class ConsoleView:
         match event:
             case TrialStarted():
                 went_on = f", goes on from step {event.step}" if event.step else ""
-                what = f"trial {trial_id}, {event.n_params:,} parameters{went_on}"
+                cut = f", micro-batches cut into {event.split}" if event.split > 1 else ""
+                what = f"trial {trial_id}, {event.n_params:,} parameters{cut}{went_on}"
                 text = f"start  {line.label}: {what}"
             case EvalDone():
                 numbers = ", ".join(f"{name} {cell}" for name, cell in _cells(line) if cell)
                 text = f"eval   {line.label}: {numbers}"
+            case Warned():
+                text = f"warn   {line.label}: {event.message}"
+            case Rewound():
+                text = f"rewind {line.label}: from step {event.step} to step {event.to_step}"
             case TrialEnded():
                 said = event.reason or event.summary.get("advice")
                 reason = f" ({said})" if said else ""
@@ -124,7 +142,8 @@ class ConsoleView:
         running = len(self._lines) - done
         seconds = int(self._now() - self._began)
         elapsed = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-        return f"{done} done, {running} running, {self._total} in all, {elapsed} elapsed"
+        counts = f"{self._n_done + done} done, {running} running, {self._total} in all"
+        return f"{counts}, {elapsed} elapsed"
 
 
 class _TrialLine:
@@ -156,6 +175,8 @@ def _note(line: _Line, event: Event) -> None:
         case EvalDone():
             line.val_loss_nats = event.loss_nats
             line.layers = event.metrics.get(_LAYERS, line.layers)
+        case Rewound():
+            line.step = event.to_step
         case TrialEnded():
             line.outcome = event.outcome
         case _:

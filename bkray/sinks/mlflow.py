@@ -5,21 +5,24 @@ of the last step of each window (at most 16 steps); Parquet has them all.
 """
 
 import logging
-import os
 import queue
+import shlex
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bkray.events import Event
 from bkray.sinks.mlflow_client import PatientClient, StoreAwayError
+from bkray.sinks.mlflow_files import Artifacts, Placed, TrialFiles, placed
 from bkray.sinks.mlflow_runs import SweepRun, SweepShown
 from bkray.sinks.mlflow_store import Tracking as Tracking
 from bkray.sinks.mlflow_store import embedded_store as embedded_store
 from bkray.sinks.mlflow_store import open_store as open_store
+from bkray.sinks.mlflow_store import sole_writer
 from bkray.sinks.mlflow_store import ui_address as ui_address
 from bkray.sinks.mlflow_store import ui_command as ui_command
 from bkray.sinks.mlflow_store import ui_environment as ui_environment
@@ -47,9 +50,9 @@ class _Message:
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """Files to attach, each with its folder among the artifacts."""
+    """Files to attach."""
 
-    placed: list[tuple[Path, str]]
+    placed: list[Placed]
 
 
 class MlflowView:
@@ -59,6 +62,10 @@ class MlflowView:
     experiment. ``sweep_meta`` becomes tags of the sweep's run (``git_sha`` of every run). With
     several ``seeds`` per configuration, each configuration has a run above its trials. Nothing
     waits for a store that is away; ``warn`` is told once, in the writing thread.
+
+    ``folder`` is the sweep's, if it has one. Of each trial that ended there, what ``artifacts``
+    returns for its folder becomes artifacts of its run, with its ``forensics/``; that is called in
+    the writing thread.
     """
 
     def __init__(
@@ -70,6 +77,8 @@ class MlflowView:
         swept: Sequence[str],
         *,
         seeds: int = 1,
+        folder: Path | None = None,
+        artifacts: Artifacts | None = None,
         now: Callable[[], float] = time.time,
         warn: Callable[[str], None] = _log.warning,
     ) -> None:
@@ -77,7 +86,13 @@ class MlflowView:
         self._warn = warn
         self._inbox: queue.SimpleQueue[_Message | _Files | object] = queue.SimpleQueue()
         self._closing = threading.Event()
-        self._client = PatientClient(tracking, self._closing, warn)
+        self._tracking = tracking
+        self._folder = folder.absolute() if folder is not None else None
+        self._kept = "Parquet has it all"
+        if folder is not None:
+            self._kept += f", later also MLflow by: bkray mlflow-sync {shlex.quote(str(folder))}"
+        complaint = f"MLflow lags behind or lacks something; training goes on and {self._kept}"
+        self._client = PatientClient(tracking, self._closing, warn, complaint)
         shown = SweepShown(
             experiment=experiment,
             name=sweep_name,
@@ -85,7 +100,8 @@ class MlflowView:
             swept=tuple(swept),
             seeds=seeds,
         )
-        self._sweep = SweepRun(self._client, shown)
+        files = None if folder is None else TrialFiles(folder, artifacts, warn)
+        self._sweep = SweepRun(self._client, shown, files)
         self._thread = threading.Thread(target=self._write, name="mlflow-writer", daemon=True)
         self._thread.start()
 
@@ -107,7 +123,7 @@ class MlflowView:
         They keep their places relative to each other: ``report.html`` beside ``figures/a.png``.
         Call it before ``close``, and leave the files there until then.
         """
-        self._inbox.put(_Files(list(_placed(paths))))
+        self._inbox.put(_Files(list(placed(paths))))
 
     def close(self) -> None:
         """Write what is left, as long as the store keeps answering, for at most five minutes.
@@ -123,7 +139,7 @@ class MlflowView:
         except KeyboardInterrupt:
             taken = False
         if not taken:
-            self._warn("MLflow did not take the rest of the sweep in time; Parquet has it all")
+            self._warn(f"MLflow did not take the rest of the sweep in time; {self._kept}")
 
     def _wait(self) -> bool:
         """Wait for the writing thread; say whether it has ended."""
@@ -148,11 +164,17 @@ class MlflowView:
         if first is _CLOSE:  # nothing ran, so there is nothing to show
             return
         try:
-            self._sweep.begin(self._unix_ms())
-            self._serve(first)
-            self._sweep.end(self._unix_ms())
+            with self._alone():
+                self._sweep.begin(self._unix_ms())
+                self._serve(first)
+                self._sweep.end(self._unix_ms())
         except StoreAwayError:
-            self._warn("MLflow lacks the rest of the sweep, its store is away; Parquet has it all")
+            self._warn(f"MLflow lacks the rest of the sweep, its store is away; {self._kept}")
+
+    def _alone(self) -> AbstractContextManager[object]:
+        if self._folder is None:
+            return nullcontext()
+        return sole_writer(self._folder, self._tracking, wait=True)
 
     def _serve(self, message: object) -> None:
         """Collect messages, and write all that came between two writings together: the slower
@@ -212,16 +234,3 @@ class _TrialSink:
 
     def close(self) -> None:
         self._put(_Message(self, None, int(1000 * self._now())))
-
-
-def _placed(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-    """Yield every file with its folder relative to the folder that holds all of ``paths``."""
-    if not paths:
-        return
-    whole = [path.absolute() for path in paths]
-    root = os.path.commonpath([path.parent for path in whole])
-    for path in whole:
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if not file.is_dir():
-                folder = file.parent.relative_to(root).as_posix()
-                yield file, "" if folder == "." else folder

@@ -24,19 +24,26 @@ class PatientClient:
     """Repeats a request until the store answers or ``closing`` is set; complains once.
 
     Requests must bear to be repeated: an answer may be lost after the store took the request.
-    ``n_answered`` counts answers, refusals too: who waits for the store sees it move.
+    ``n_answered`` counts answers, refusals too: who waits for the store sees it move. What the
+    complaint says is ``complaint``, and in brackets the reason.
     """
 
     def __init__(
-        self, tracking: Tracking, closing: threading.Event, warn: Callable[[str], None]
+        self,
+        tracking: Tracking,
+        closing: threading.Event,
+        warn: Callable[[str], None],
+        complaint: str = "MLflow lags behind or lacks something",
     ) -> None:
         from mlflow import MlflowClient
 
         self.tracking = tracking
         self.n_answered = 0
+        self.n_refused = 0
         self._client = MlflowClient(tracking.uri)
         self._closing = closing
         self._warn = warn
+        self._complaint = complaint
         self._complained = False
 
     def ask(self, request: "Callable[[MlflowClient], Answer]") -> Answer | None:
@@ -57,6 +64,7 @@ class PatientClient:
                 self._complain(error)
                 if not _is_passing(error):
                     self.n_answered += 1
+                    self.n_refused += 1
                     return None
             if self._closing.wait(pause):
                 last_pauses -= 1
@@ -81,10 +89,7 @@ class PatientClient:
     def _complain(self, error: Exception) -> None:
         if not self._complained:
             self._complained = True
-            self._warn(
-                "MLflow lags behind or lacks something; training goes on and Parquet has it all "
-                f"({first_line(error)})"
-            )
+            self._warn(f"{self._complaint} ({first_line(error)})")
 
 
 def _is_passing(error: Exception) -> bool:

@@ -5,6 +5,7 @@ parameters, metrics and tags, the data set, the config, the end.
 """
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from functools import partial
@@ -27,15 +28,15 @@ STATUS = {
     "failed": "FAILED",
 }
 _LONGEST_TAG = 500
-_SUMMARY = ("best/", "final/")
-"""Metrics of a whole trial: a later attempt corrects them, whatever their step."""
+_SUMMARY = re.compile(r"(best|final)/.*|n|n_diverged")
+"""Metrics that may be corrected at the step at which they were told."""
 
 
 class LateRun:
     """A run known by the tags ``identity``, opened and changed by ``write`` alone.
 
-    ``run_id`` is ``None`` until then, and if the store refuses the run. Steps that the run was
-    told earlier, by another process, are not told again: they are the same numbers.
+    ``run_id`` is ``None`` until then, and if the store refuses the run. What the run was told
+    earlier, by another process, is not told again; gaps in it are filled.
     """
 
     def __init__(
@@ -54,11 +55,14 @@ class LateRun:
         self.config: Mapping[str, Any] | None = None
         self.new = False
         """Whether nobody else can have made the run, so that it need not be looked for."""
+        self.n_told = 0
+        """Points of metrics that went out."""
         self._experiment_id = experiment_id
         self._name = name
         self._ended: tuple[str, int] | None = None
         self._artifact_uri = ""
         self._told: dict[str, int] = {}
+        self._histories: dict[str, dict[int, set[float]]] = {}
         self._refused = False
 
     def end(self, outcome: str, unix_ms: int) -> None:
@@ -133,7 +137,8 @@ class LateRun:
     def _write_batch(self, run_id: str) -> None:
         from mlflow.entities import Param, RunTag
 
-        metrics = [metric for metric in self.metrics if self._is_news(metric)]
+        metrics = [metric for metric in self.metrics if self._is_news(run_id, metric)]
+        self.n_told += len(metrics)
         params = [Param(name, value) for name, value in self.params.items()]
         tags = [RunTag(name, tag(value)) for name, value in self.tags.items()]
         self.metrics, self.params, self.tags = [], {}, {}
@@ -143,8 +148,22 @@ class LateRun:
             self.client.tell(lambda c: c.log_batch(run_id, params=params))
             self.client.tell(lambda c: c.log_batch(run_id, tags=tags))
 
-    def _is_news(self, metric: "Metric") -> bool:
-        return metric.key.startswith(_SUMMARY) or metric.step > self._told.get(metric.key, -1)
+    def _is_news(self, run_id: str, metric: "Metric") -> bool:
+        """Say whether the run lacks a point. What came beyond it says nothing of that: a store
+        that was away, or a driver that was killed, leaves gaps in the middle."""
+        if metric.key not in self._told or metric.step > self._told[metric.key]:
+            return True
+        seen = self._history(run_id, metric.key).get(metric.step, set())
+        return metric.value not in seen if _SUMMARY.fullmatch(metric.key) else not seen
+
+    def _history(self, run_id: str, key: str) -> dict[int, set[float]]:
+        """Return the values by step that the run had of a metric when it was taken up again."""
+        if key not in self._histories:
+            known: dict[int, set[float]] = {}
+            for point in self.client.ask(lambda c: c.get_metric_history(run_id, key)) or ():
+                known.setdefault(point.step, set()).add(point.value)
+            self._histories[key] = known
+        return self._histories[key]
 
     def _write_files(self) -> None:
         if self.config is None and not self.files:

@@ -7,12 +7,12 @@ configuration's run. The tag ``level`` says which a run is; ``sweep_run`` finds 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bkray.events import TrialStarted
 from bkray.overrides import configuration_id
 from bkray.sinks.mlflow_client import PatientClient
+from bkray.sinks.mlflow_files import Placed, TrialFiles
 from bkray.sinks.mlflow_names import configuration_name, knobs
 from bkray.sinks.mlflow_run import LateRun, tag
 from bkray.sinks.mlflow_seeds import Configuration
@@ -46,14 +46,26 @@ class SweepShown:
 
 
 class SweepRun:
-    """The sweep's run, and the configurations that have several seeds."""
+    """The sweep's run, and the configurations that have several seeds.
 
-    def __init__(self, client: PatientClient, shown: SweepShown) -> None:
+    ``watched``: it has the load of this machine, on which the sweep runs.
+    """
+
+    def __init__(
+        self,
+        client: PatientClient,
+        shown: SweepShown,
+        files: TrialFiles | None = None,
+        *,
+        watched: bool = True,
+    ) -> None:
         self.client = client
         self.shown = shown
+        self._files = files
+        self._watched = watched
         self.experiment_id = ""
         self.run: LateRun | None = None
-        self.interrupted = False
+        self.interrupted: set[str] = set()
         self._system: SystemMetrics | None = None
         self._sampled_ms = 0
         self._is_new = False
@@ -76,7 +88,8 @@ class SweepRun:
         run.tags["mlflow.note.content"] = _NOTE
         self._is_new = run.open() is None
         self.run = run if run.run_id is not None else None
-        self._system = SystemMetrics()  # by the thread that reads it: psutil counts per thread
+        if self._watched:  # made by the thread that reads it: psutil counts per thread
+            self._system = SystemMetrics()
         self._sampled_ms = unix_ms
 
     def late_run(self, name: str, unix_ms: int) -> LateRun:
@@ -109,7 +122,11 @@ class SweepRun:
             self._configurations[config_hash] = Configuration(run, self.shown.seeds)
         return self._configurations[config_hash]
 
-    def attach(self, files: Sequence[tuple[Path, str]]) -> None:
+    def files_of(self, trial_id: str) -> Sequence[Placed]:
+        """Return the files that a trial's run gets when it ends."""
+        return self._files.of(trial_id) if self._files is not None else ()
+
+    def attach(self, files: Sequence[Placed]) -> None:
         """Take files as artifacts, each into its folder."""
         if self.run is not None:
             self.run.files += files

@@ -4,6 +4,7 @@ mlflow is imported on first use, not with this module: it takes a second.
 """
 
 import fcntl
+import hashlib
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ from pathlib import Path
 from bkray.errors import TrackingError
 
 _ANSWER_SECONDS = 15.0  # for a store that neither answers nor refuses
+_CREATION_SECONDS = 120.0  # mlflow makes a new database by dozens of migrations, on a busy machine
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -36,6 +38,11 @@ class Tracking:
     uri: str
     artifacts: str | None
 
+    @property
+    def shown(self) -> str:
+        """The address as others may see it, without a password."""
+        return _without_password(self.uri)
+
 
 def open_store(runs_dir: Path) -> Tracking:
     """Return the store of ``MLFLOW_TRACKING_URI`` if that is set, else the one in ``runs_dir``.
@@ -48,7 +55,7 @@ def open_store(runs_dir: Path) -> Tracking:
         return embedded_store(runs_dir)
     _be_quiet()
     advice = f"unset MLFLOW_TRACKING_URI to use {_database(runs_dir)}"
-    _ask(given, f"start that server, correct the address, or {advice}")
+    _ask(given, f"start that server, correct the address, or {advice}", _ANSWER_SECONDS)
     return Tracking(given, None)
 
 
@@ -64,11 +71,29 @@ def embedded_store(runs_dir: Path) -> Tracking:
     try:
         runs_dir.mkdir(parents=True, exist_ok=True)
         with _alone(runs_dir / ".mlflow.lock"):
-            _ask(_database(runs_dir), "give another output folder, or move that file away")
+            advice = "give another output folder, or move that file away"
+            _ask(_database(runs_dir), advice, _CREATION_SECONDS)
             _remove_default_experiment(_database(runs_dir))
     except OSError as error:
         raise TrackingError(f"no MLflow store can be made in {runs_dir}: {error}") from error
     return Tracking(_database(runs_dir), (runs_dir.absolute() / "mlflow-artifacts").as_uri())
+
+
+@contextmanager
+def sole_writer(sweep_dir: Path, tracking: Tracking, *, wait: bool) -> Iterator[bool]:
+    """Yield whether no other process of this machine writes this sweep to this store.
+
+    Two would make the same runs twice. With ``wait`` the other one is waited for; it lets go when
+    it ends, however it ends.
+    """
+    store = hashlib.sha256(tracking.uri.rstrip("/").encode()).hexdigest()[:8]
+    with (sweep_dir / f".mlflow-{store}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def ui_command(runs_dir: Path, port: int) -> list[str]:
@@ -109,17 +134,17 @@ def _be_quiet() -> None:
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 
-def _ask(uri: str, advice: str) -> None:
+def _ask(uri: str, advice: str, seconds: float) -> None:
     """List one experiment; in a thread, for a database client may retry for minutes."""
     failures: list[Exception] = []
     thread = threading.Thread(target=_list_one, args=(uri, failures.append), daemon=True)
     with _without_deprecations():
         thread.start()
-        thread.join(_ANSWER_SECONDS)
+        thread.join(seconds)
     shown = _without_password(uri)
     if thread.is_alive():
         raise TrackingError(
-            f"the MLflow store {shown} gave no answer in {_ANSWER_SECONDS:.0f} s to a request for "
+            f"the MLflow store {shown} gave no answer in {seconds:.0f} s to a request for "
             f"its experiments: {advice}"
         )
     if failures:

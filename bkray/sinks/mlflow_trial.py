@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bkray.events import Event, Row, TrialEnded, TrialStarted, rows
+from bkray.events import Event, Row, TrialEnded, TrialStarted, Warned, rows
 from bkray.overrides import configuration_id
 from bkray.sinks.mlflow_names import knobs, trial_name
 from bkray.sinks.mlflow_run import LateRun
@@ -13,6 +13,7 @@ from bkray.sinks.mlflow_runs import SweepRun
 from bkray.sinks.mlflow_seeds import Configuration, SeedResult
 
 _LONGEST_DIGEST = 36
+_MASKED = "stability/masked"
 
 
 class TrialRun:
@@ -24,8 +25,14 @@ class TrialRun:
         self._configuration: Configuration | None = None
         self._started: TrialStarted | None = None
         self._nonfinite: set[str] = set()
+        self._warnings: list[str] = []
         self._results: dict[str, float] = {}
         self._ended = False
+
+    @property
+    def run(self) -> LateRun | None:
+        """``None`` until the trial has started, and if the sweep itself has no run."""
+        return self._run
 
     def take(self, event: Event, unix_ms: int) -> None:
         if isinstance(event, TrialStarted):
@@ -83,23 +90,30 @@ class TrialRun:
     def _collect(self, run: LateRun, event: Event, unix_ms: int) -> None:
         from mlflow.entities import Metric
 
+        if isinstance(event, Warned):
+            self._warnings.append(event.message)
+            run.tags["warnings"] = "; ".join(self._warnings)
         for row in rows(event):
             if not math.isfinite(row.value):
                 self._nonfinite.add(row.name)
-            elif row.kind == "end" or row.step == event.step:
+                continue
+            if row.kind == "end":
+                self._results[row.name] = row.value
+            if _is_shown(row, event):
                 run.metrics.append(Metric(_metric_key(row), row.value, unix_ms, row.step))
-                if row.kind == "end":
-                    self._results[row.name] = row.value
 
     def _end(self, outcome: str, reason: str, unix_ms: int) -> None:
         self._ended = True
-        self._sweep.interrupted |= outcome == "interrupted"
         if self._run is None or self._started is None:
             return
+        self._sweep.interrupted.discard(self._started.trial_id)
+        if outcome == "interrupted":  # a later attempt may still end otherwise
+            self._sweep.interrupted.add(self._started.trial_id)
         self._run.end(outcome, unix_ms)
         if reason:
             self._run.tags["stop_reason"] = reason
         self._name_nonfinite(self._run)
+        self._run.files += self._sweep.files_of(self._started.trial_id)
         if self._configuration is not None:
             result = SeedResult(outcome, self._results)
             self._configuration.take(self._started.trial_id, result, unix_ms)
@@ -109,8 +123,21 @@ class TrialRun:
             run.tags["nonfinite"] = " ".join(sorted(self._nonfinite))
 
 
+def _is_shown(row: Row, event: Event) -> bool:
+    """Say whether MLflow gets a number: of the steps those of the last one, and what was masked.
+
+    The UI ranks by ``best/...``, so it has none of a trial that did not end well: however low its
+    loss was, it comes last.
+    """
+    if isinstance(event, TrialEnded):
+        return event.outcome == "ok" or not row.name.startswith("best/")
+    return row.step == event.step or row.name == _MASKED
+
+
 def _metric_key(row: Row) -> str:
     """Return the name in MLflow, which knows no split: ``act/...`` is the validation's there."""
+    if row.name.startswith("stability/"):
+        return row.name
     mixed_up = row.kind in ("steps", "eval") and row.split != "val"
     if mixed_up and not row.name.startswith(f"{row.split}/"):
         return f"{row.split}/{row.name}"
@@ -124,6 +151,8 @@ def _start_tags(started: TrialStarted, meta: Mapping[str, Any]) -> Iterator[tupl
     yield "seed", str(started.seed)
     yield "attempt", str(started.attempt)
     yield "data_hash", started.data_hash
+    if started.split > 1:
+        yield "split", str(started.split)
     yield "causal", str(started.causal).lower()
     if "model.n_seq" in started.config:
         yield "seq_len", str(started.config["model.n_seq"])

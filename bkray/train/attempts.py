@@ -48,16 +48,11 @@ def begin(folder: Path | None) -> Attempt:
     return _write(folder, replace(before, number=before.number + 1))
 
 
-def split_further(folder: Path) -> Attempt:
-    """Let the next attempt cut its micro-batches in half; return what it begins after."""
+def note(folder: Path, failure: Failure, *, splits: bool = False) -> Attempt:
+    """Write down how the last attempt broke, and whether the next one ``splits`` further."""
     before = last(folder)
-    return _write(folder, replace(before, split=2 * before.split))
-
-
-def note(folder: Path, failure: Failure) -> Attempt:
-    """Write down how the last attempt broke; return what the next one begins after."""
-    before = last(folder)
-    return _write(folder, replace(before, failures=(*before.failures, failure)))
+    split = 2 * before.split if splits else before.split
+    return _write(folder, replace(before, split=split, failures=(*before.failures, failure)))
 
 
 def _write(folder: Path, attempt: Attempt) -> Attempt:

@@ -3,25 +3,40 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
 
 from bkray.stability import Verdict
 from bkray.train.checkpoint import State
-from bkray.train.findings import FOLDER, Diagnosis, Record, Remembered, write_diagnosis
+from bkray.train.findings import (
+    DIAGNOSIS,
+    FOLDER,
+    Diagnosis,
+    Record,
+    Remembered,
+    write_diagnosis,
+)
 from bkray.train.forensics import write_record
 from bkray.train.growth import BlockStep, growth, magnitudes
 from bkray.train.locate import Found, located
 from bkray.train.probe import Fault, Spot
-from bkray.train.repeat import Repeated, probe_validation, repeat, restore
+from bkray.train.repeat import (
+    Repeated,
+    Tensors,
+    harmless,
+    probe_validation,
+    repeat,
+    restore,
+)
 from bkray.train.run import Run
+from bkray.train.team import ALONE
+from bkray.train.turns import taking_turns
 
 
 def write_forensics(run: Run, verdict: Verdict) -> list[str]:
     """Write the folder ``forensics/`` of a trial that diverged, where it has a folder.
 
-    The whole team calls this; the trial cannot go on afterwards. Whatever goes wrong is returned,
-    for the user: it does not change that the trial diverged.
+    The whole team calls this and its leading process repeats the steps, with everybody's rows; the
+    trial cannot go on afterwards. Whatever goes wrong is returned, for the user: it does not
+    change that the trial diverged.
     """
     if run.folder is None or run.memory.snapshot is None:
         return []
@@ -33,14 +48,18 @@ def write_forensics(run: Run, verdict: Verdict) -> list[str]:
         blocks=run.blocks.names,
         steps=run.memory.history,
     )
+    snapshot = {**run.memory.snapshot, "rng": run.team.gather(run.memory.snapshot["rng"][0])}
+    if not run.team.leads:  # alone no process can keep the others waiting, whatever happens to it
+        return []
     try:
-        _write_record(run, run.folder / FOLDER, record)
+        (run.folder / FOLDER / DIAGNOSIS).unlink(missing_ok=True)
+        write_record(run.folder / FOLDER, record, snapshot)
     except Exception as error:  # the disk may be full; the diagnosis is told all the same
         messages.append(f"forensics could not be kept: {type(error).__name__}: {error}")
     try:
-        diagnosis = diagnose(run, run.memory.snapshot, record)
-        if run.team.leads:
-            write_diagnosis(run.folder / FOLDER, diagnosis)
+        alone = replace(run, team=ALONE, trained=run.model, split=run.split * run.team.size)
+        with taking_turns(alone, snapshot["rng"]):
+            write_diagnosis(run.folder / FOLDER, diagnose(alone, snapshot, record))
     except Exception as error:  # the user's model may do anything when it runs again
         messages.append(f"the divergence was not explained: {type(error).__name__}: {error}")
     return messages
@@ -49,15 +68,19 @@ def write_forensics(run: Run, verdict: Verdict) -> list[str]:
 def diagnose(run: Run, snapshot: State, record: Record) -> Diagnosis:
     """Return what broke first when the steps of ``record`` are repeated from ``snapshot``.
 
-    The whole team calls this and gets one answer. The snapshot is used up.
+    ``run`` is trained by this process alone. The snapshot is used up.
     """
     restore(run, snapshot)
     steps = record.to_repeat
+    on_validation = record.verdict.rule == "validation"
+    usual = harmless(run, next(run.batches)[0] if on_validation else run.validation[0])
     own = repeat(run, steps)
-    on_validation = probe_validation(run) if record.verdict.rule == "validation" else []
-    team = run.team.gather(_Seen(own, on_validation))
-    blocks = _blocks(record, steps, [seen.steps for seen in team])
-    found = _first_fault(record, team)
+    blocks = _blocks(record, steps, own)
+    found = (
+        _fault_of_validation(record, run, usual)
+        if on_validation
+        else _first_fault(record, own, usual)
+    )
     plain = Diagnosis(
         kind="vanished",
         step=steps[-1].step if steps else record.verdict.step,
@@ -74,56 +97,19 @@ def diagnose(run: Run, snapshot: State, record: Record) -> Diagnosis:
     return _overflow(plain, blocks[-1] if blocks else None, own)
 
 
-class _Seen(NamedTuple):
-    """What one process saw."""
-
-    steps: list[Repeated]
-    on_validation: list[Fault]
+def _fault_of_validation(record: Record, run: Run, usual: Tensors) -> Found | None:
+    faults = [one for one in probe_validation(run) if (one.module, one.tensor) not in usual]
+    return Found(record.verdict.step, faults[0], _spot(faults), True) if faults else None
 
 
-def _write_record(run: Run, folder: Path, record: Record) -> None:
-    snapshot = run.memory.snapshot
-    assert snapshot is not None
-    rng = run.team.gather(snapshot["rng"][0])
-    if run.team.leads:
-        write_record(folder, record, snapshot, rng)
-
-
-def _first_fault(record: Record, team: Sequence[_Seen]) -> Found | None:
-    """Return the first fault of the step that broke; a forward pass comes before a backward one.
-
-    What is infinite in every step is meant to be, as a mask of scores is.
-    """
-    numbers = [one.step for one in record.to_repeat]
-    searched = list(range(len(numbers)))
-    if record.verdict.rule == "validation":
-        found = [
-            Found(
-                record.verdict.step, rank, seen.on_validation[0], _spot(seen.on_validation), True
-            )
-            for rank, seen in enumerate(team)
-            if seen.on_validation
-        ]
-        return min(found, key=lambda one: one.fault.part, default=None)
-    if not record.is_hidden:
-        searched = searched[-1:]
-    for i in searched:
-        found = []
-        for rank, seen in enumerate(team):
-            usual = _infinite_in_all(seen.steps[:i])
-            faults = [one for one in seen.steps[i].faults if (one.module, one.tensor) not in usual]
-            if faults:
-                found.append(Found(numbers[i], rank, faults[0], _spot(faults), False))
-        if found:
-            return min(found, key=lambda one: (one.fault.during != "forward", one.fault.part))
+def _first_fault(record: Record, repeated: Sequence[Repeated], usual: Tensors) -> Found | None:
+    """Return the first fault of the step that broke; forward passes come before backward ones."""
+    searched = list(zip(record.to_repeat, repeated, strict=True))
+    for one, seen in searched if record.is_hidden else searched[-1:]:
+        faults = [fault for fault in seen.faults if (fault.module, fault.tensor) not in usual]
+        if faults:
+            return Found(one.step, faults[0], _spot(faults), False)
     return None
-
-
-def _infinite_in_all(steps: Sequence[Repeated]) -> set[tuple[str, str]]:
-    each = [
-        {(fault.module, fault.tensor) for fault in one.faults if not fault.n_nan} for one in steps
-    ]
-    return set.intersection(*each) if each else set()
 
 
 def _spot(faults: Sequence[Fault]) -> Spot | None:
@@ -134,27 +120,17 @@ def _spot(faults: Sequence[Fault]) -> Spot | None:
 
 
 def _blocks(
-    record: Record, steps: Sequence[Remembered], ranks: Sequence[Sequence[Repeated]]
+    record: Record, steps: Sequence[Remembered], repeated: Sequence[Repeated]
 ) -> list[BlockStep]:
     return [
         BlockStep(
             one.step,
-            ranks[0][i].loss_nats,
-            _largest([seen[i].activations for seen in ranks], record.blocks),
-            dict(zip(record.blocks, ranks[0][i].block_norms, strict=True)),
+            seen.loss_nats,
+            {name: seen.activations[name] for name in record.blocks if name in seen.activations},
+            dict(zip(record.blocks, seen.block_norms, strict=True)),
         )
-        for i, one in enumerate(steps)
+        for one, seen in zip(steps, repeated, strict=True)
     ]
-
-
-def _largest(activations: Sequence[dict[str, float]], blocks: Sequence[str]) -> dict[str, float]:
-    """Return the largest over the ranks, in the order of the blocks; NaN wins."""
-    seen = {name: [one[name] for one in activations if name in one] for name in blocks}
-    return {
-        name: math.nan if any(map(math.isnan, values)) else max(values)
-        for name, values in seen.items()
-        if values
-    }
 
 
 def _largest_difference(steps: Sequence[Remembered], repeated: Sequence[Repeated]) -> float | None:

@@ -130,8 +130,6 @@ class Diagnosis:
     n_nan: int = 0
     n_inf: int = 0
     shape: tuple[int, ...] = ()
-    rank: int = 0
-    """The process of the team that saw it."""
     site: Site | None = None
     """``None`` where every token is hit, or the tensor does not say which."""
     batch: Mapping[str, int] | None = None

@@ -1,13 +1,12 @@
 """What a trial remembers to explain a divergence, or to undo a spike, and how it is written."""
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from bkray.atomic import write_json
 from bkray.train import checkpoint
-from bkray.train.checkpoint import RngState, State
+from bkray.train.checkpoint import State
 from bkray.train.findings import RECORD, SNAPSHOT, Record, Remembered
 from bkray.train.nested import mapped
 
@@ -46,9 +45,9 @@ class Memory:
         return _copied(self.snapshot)
 
 
-def write_record(folder: Path, record: Record, snapshot: State, rng: Sequence[RngState]) -> None:
+def write_record(folder: Path, record: Record, snapshot: State) -> None:
     """Write the snapshot, with the random numbers of the whole team, and the record beside it."""
-    checkpoint.write(folder / SNAPSHOT, {**snapshot, "rng": list(rng)})
+    checkpoint.write(folder / SNAPSHOT, snapshot)
     write_json(folder / RECORD, asdict(record))
 
 

@@ -1,4 +1,4 @@
-"""Where in its batch a fault is: process, part and row become one row of text."""
+"""Where in its batch a fault is: part and row become one row of text."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,10 +15,9 @@ TEXT_BEFORE, TEXT_AFTER = 24, 8
 
 
 class Found(NamedTuple):
-    """The first fault, of its step and pass, in one process of the team."""
+    """The first fault of its step and pass."""
 
     step: int
-    rank: int
     fault: Fault
     spot: Spot | None
     is_validation: bool
@@ -43,20 +42,18 @@ def located(run: Run, steps: Sequence[Remembered], plain: Diagnosis, found: Foun
         n_nan=fault.n_nan,
         n_inf=fault.n_inf,
         shape=fault.shape,
-        rank=found.rank,
         site=None if found.spot is None or row is None else _site(run, found.spot, row),
         batch=batch,
     )
 
 
 def _row(run: Run, found: Found) -> int:
-    """Return the row in the whole batch, of which every process has a share of every part."""
+    """Return the row in the whole batch, or among the validation windows."""
     assert found.spot is not None
     plan, part, own = run.config.train, found.fault.part, found.spot.row
     if found.is_validation:
-        return (part * plan.batch_size + own) * run.team.size + found.rank
-    rows = plan.batch_size // (plan.accumulation * run.split)
-    return part * rows + found.rank * (rows // run.team.size) + own
+        return part * plan.batch_size + own
+    return part * (plan.batch_size // (plan.accumulation * run.split)) + own
 
 
 def _site(run: Run, spot: Spot, row: int) -> Site:

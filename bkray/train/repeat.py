@@ -14,6 +14,9 @@ from bkray.train.guard import Guard
 from bkray.train.probe import Fault, Probe
 from bkray.train.run import Run, take_step
 
+Tensors = set[tuple[str, str]]
+"""Names of modules and of their tensors."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repeated:
@@ -31,8 +34,23 @@ def restore(run: Run, snapshot: State) -> None:
     _, run.load_LE = checkpoint.restore(snapshot, run.model, run.optimizer)
 
 
+def harmless(run: Run, tokens_WN: Tensor) -> Tensors:
+    """Return which tensors are infinite in a pass that ends well, as a mask of scores is.
+
+    Nothing is harmless where the pass does not end well.
+    """
+    tokens_BN = tokens_WN[: run.config.train.batch_size].to(run.device)
+    run.model.eval()
+    with torch.random.fork_rng(), torch.no_grad(), run.autocast, Probe(run.model) as probe:
+        logits_BNV = run.model(tokens_BN).logits_BNV
+    run.model.train()
+    if not logits_BNV.isfinite().all():
+        return set()
+    return {(fault.module, fault.tensor) for fault in probe.faults if not fault.n_nan}
+
+
 def repeat(run: Run, steps: Sequence[Remembered]) -> list[Repeated]:
-    """Take the steps again, from where the trial is put back to; the whole team does."""
+    """Take the steps again, from where the trial is put back to."""
     return [_repeat_step(run, one) for one in steps]
 
 

@@ -21,7 +21,7 @@ from bkray.cluster.carriers import (
 from bkray.config import TrialConfig
 from bkray.events import Event, TrialEnded, TrialStarted
 from bkray.sinks.parquet import ParquetSink
-from bkray.train.loop import Stop
+from bkray.train.run import Stop
 
 
 class OutOfMemoryError(RuntimeError):
@@ -81,7 +81,7 @@ def test_a_trial_that_dies_before_its_first_event_is_still_written_down(job: Job
         yield
 
     for number in (1, 2):
-        events = list(attempt(job, Parts(broken, ParquetSink), lambda: None))
+        events = list(attempt(job, Parts(broken, ParquetSink)))
         assert [type(event) for event in events] == [TrialStarted, TrialEnded]
         outcome = json.loads((job.folder / "outcome.json").read_text())
         assert outcome["outcome"] == "failed"

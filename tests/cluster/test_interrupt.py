@@ -29,13 +29,16 @@ def handlers_of_before() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("number", "said"), [(signal.SIGINT, "ctrl-c"), (signal.SIGTERM, "terminated")]
 )
-def test_the_first_signal_asks_and_the_second_acts(number: int, said: str) -> None:
+def test_the_first_signal_asks_and_the_second_acts(
+    number: int, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     asked: list[str] = []
     with pytest.raises(ActedError), on_interrupt(asked.append):
         os.kill(os.getpid(), number)
         assert asked == [said]
         os.kill(os.getpid(), number)
     assert asked == [said]
+    assert capfd.readouterr().err == "stopping; press again to quit at once\n"
 
 
 def test_afterwards_signals_do_what_they_did() -> None:

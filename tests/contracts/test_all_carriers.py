@@ -12,19 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import standin
 from ray_state import left_behind, pids_of
-from standin import DIES, DIVERGES, FAILS, OUT_OF_MEMORY, point, sweep_of
+from standin import DIES, DIVERGES, FAILS, OUT_OF_MEMORY, carry, point, sweep_of
 from views import Remembering
 
-from bkray.cluster.session import session
-from bkray.cluster.tuner import SweepOptions, SweepOutcome, run_sweep
-from bkray.events import EvalDone, Event
+from bkray.events import EvalDone, Event, TrialStarted, Warned
 from bkray.sinks.parquet import read_rows
 from bkray.sinks.sink import InMemory
 from bkray.sweep import Sweep
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
 CARRIERS: dict[str, dict[str, Any]] = {
     "tune": {"concurrency": 1},
@@ -32,23 +29,12 @@ CARRIERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
-    with session(address=None, threads=1, gpus=0):
-        yield
-
-
-def run(sweep: Sweep, out: Path, *views: Remembering, **options: Any) -> SweepOutcome:
-    chosen = SweepOptions(**({"out": out, "preset": "p", "scheduler": "none"} | options))
-    return run_sweep(sweep, chosen, views, parts=standin.PARTS, identify=standin.identify)
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, Remembering, Path]:
     """A sweep of good and bad trials in this process: what the others are held to."""
     sweep = sweep_of(point(FAILS), point(OUT_OF_MEMORY), point(DIVERGES), n_trials=4)
     view, out = Remembering(), tmp_path_factory.mktemp("plain")
-    ended = run(sweep, out, view, local=True)
+    ended = carry(sweep, out, view, local=True)
     assert ended.outcomes == Counter(failed=1, oom=1, diverged=1, ok=1)
     return sweep, view, out
 
@@ -59,7 +45,7 @@ def test_views_and_files_are_those_of_the_plain_carrier(
 ) -> None:
     sweep, expected, out = plain
     view = Remembering()
-    ended = run(sweep, tmp_path, view, **CARRIERS[carrier])
+    ended = carry(sweep, tmp_path, view, **CARRIERS[carrier])
     assert repr(view.events) == repr(expected.events)  # NaN is not equal to itself
     assert ended.outcomes == Counter(failed=1, oom=1, diverged=1, ok=1)
     for trial_id, _ in expected.trials:
@@ -76,7 +62,7 @@ def test_workers_stopped_early_stop_where_a_lone_trial_would(tmp_path: Path) -> 
     for name, carrier in (("alone", {"concurrency": 1}), ("team", {"workers": 2})):
         views[name] = Remembering()
         sweep = sweep_of(*good_then_bad, n_trials=4)
-        run(sweep, tmp_path / name, views[name], scheduler="asha", **carrier)
+        carry(sweep, tmp_path / name, views[name], scheduler="asha", **carrier)
     assert views["team"].events == views["alone"].events
     outcomes = Counter(outcome for outcome, _ in views["team"].endings)
     assert outcomes["pruned"] >= 1
@@ -86,7 +72,7 @@ def test_workers_stopped_early_stop_where_a_lone_trial_would(tmp_path: Path) -> 
 
 def test_a_worker_that_dies_costs_its_trial_alone(tmp_path: Path) -> None:
     view = Remembering()
-    ended = run(sweep_of(point(DIES), n_trials=2), tmp_path, view, ray_train=True, concurrency=1)
+    ended = carry(sweep_of(point(DIES), n_trials=2), tmp_path, view, ray_train=True, concurrency=1)
     assert ended.outcomes == Counter(failed=1, ok=1)
     outcome, reason = view.endings[0]
     assert outcome == "failed"
@@ -123,7 +109,7 @@ def another_session() -> Iterator[None]:
         other.communicate("\n", timeout=60)
 
 
-def test_an_actor_that_is_killed_costs_its_trial_and_leaves_no_worker(tmp_path: Path) -> None:
+def test_an_actor_that_is_killed_costs_an_attempt_and_leaves_no_worker(tmp_path: Path) -> None:
     class Killing(Remembering):
         def trial(self, trial_id: str) -> InMemory:
             super().trial(trial_id)
@@ -137,7 +123,11 @@ def test_an_actor_that_is_killed_costs_its_trial_and_leaves_no_worker(tmp_path: 
 
     view = Killing()
     with another_session():
-        ended = run(sweep_of(n_trials=2), tmp_path, view, workers=2)
-    assert ended.outcomes == Counter(failed=1, ok=1)
-    assert "ActorDiedError" in ended.first_failure
+        ended = carry(sweep_of(n_trials=2), tmp_path, view, workers=2)
+    assert ended.outcomes == Counter(ok=2)
+    (died, *_), (again, *_) = view.trials[0][1].events[-1:], view.trials[1][1].events
+    assert isinstance(died, Warned)
+    assert "ActorDiedError" in died.message
+    assert isinstance(again, TrialStarted)
+    assert again.attempt == 3  # the second one is the obituary of the first
     assert left_behind() == []

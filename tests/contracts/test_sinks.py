@@ -14,10 +14,12 @@ from bkray.events import (
     Event,
     Measured,
     MemoryPeak,
+    Rewound,
     Spiked,
     StepsDone,
     TrialEnded,
     TrialStarted,
+    Warned,
 )
 from bkray.sinks.console import ConsoleView
 from bkray.sinks.mlflow import MlflowView, open_store
@@ -34,6 +36,7 @@ STARTED = TrialStarted(
     n_params=10,
     causal=True,
     data_hash="d",
+    split=2,
 )
 WINDOW = StepsDone(
     step=2,
@@ -42,6 +45,9 @@ WINDOW = StepsDone(
     grad_norm=(1.0, float("inf")),
     lr=1e-3,
     window_seconds=0.1,
+    masked=(2,),
+    block_norms={"blocks.0": (1.0, float("nan")), "blocks.1": (0.5, 0.5)},
+    activations={"blocks.0": float("inf"), "blocks.1": 3.0},
 )
 LOSSES = (1.5, 1.25, 1.75)
 EVALS = [EvalDone(step=2 + i, tokens=20, split="val", loss_nats=x) for i, x in enumerate(LOSSES)]
@@ -50,6 +56,10 @@ EVERY_KIND: list[Event] = [
     STARTED,
     WINDOW,
     Spiked(step=2, ratio=3.0),
+    Spiked(step=2, ratio=float("inf"), rule="robust"),
+    Rewound(step=2, to_step=0),
+    Warned(step=0, message="a checkpoint could not be read"),
+    WINDOW,
     *EVALS,
     Measured(step=4, metrics={"speed/tokens_per_second": 9.0}),
     MemoryPeak(step=4, peak_mib=1.0),

@@ -159,6 +159,7 @@ def test_plain_data_goes_to_json() -> None:
         "arm": "",
         "kind": "ACT",
         "outcome": "ok",
+        "stop_reason": "",
         "n": 2,
         "n_diverged": 0,
         "on_front": True,

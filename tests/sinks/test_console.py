@@ -3,10 +3,20 @@
 import io
 import math
 import re
+from dataclasses import replace
 
 from rich.console import Console
 
-from bkray.events import EvalDone, Event, Spiked, StepsDone, TrialEnded, TrialStarted
+from bkray.events import (
+    EvalDone,
+    Event,
+    Rewound,
+    Spiked,
+    StepsDone,
+    TrialEnded,
+    TrialStarted,
+    Warned,
+)
 from bkray.sinks.console import ConsoleView
 
 
@@ -72,6 +82,26 @@ def test_elsewhere_there_is_a_line_per_start_evaluation_and_end() -> None:
         "end    act_lambda=0.01 seed=0: ok at step 32 (all steps done); "
         "1 done, 0 running, 1 in all, 0:00:00 elapsed",
     ]
+
+
+def test_a_warning_and_a_rewind_are_a_line_each() -> None:
+    told: list[Event] = [Warned(step=0, message="last.pt is broken"), Rewound(step=32, to_step=16)]
+    assert plain([replace(started(), split=2), *told, *EVENTS[-1:]])[:3] == [
+        "start  act_lambda=0.01 seed=0: trial t, 12,345 parameters, micro-batches cut into 2",
+        "warn   act_lambda=0.01 seed=0: last.pt is broken",
+        "rewind act_lambda=0.01 seed=0: from step 32 to step 16",
+    ]
+
+
+def test_a_terminal_keeps_a_warning_above_its_table() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120, height=20, color_system=None)
+    view = ConsoleView(1, console, now=Clock())
+    sink = view.trial("a")
+    for event in [started(), Warned(step=0, message="last.pt is broken"), *EVENTS[1:]]:
+        sink(event)
+    view.close()
+    assert out.getvalue().count("last.pt is broken") == 1
 
 
 def test_elsewhere_there_are_no_control_characters() -> None:

@@ -9,14 +9,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from servers import free_port, served
 from shown import SWEPT, runs_of, show, started
 
-from bkray.cli.sweep import _where_to_look
+from bkray.cli.words import where_to_look
 from bkray.events import Event, TrialEnded
 from bkray.sinks.mlflow import (
     MlflowView,
@@ -133,8 +132,7 @@ def test_the_machine_is_watched_in_the_sweeps_run_and_not_after(tracking: Tracki
     ],
 )
 def test_the_end_of_a_sweep_says_where_to_look(uri: str, path: str | None, said: str) -> None:
-    shown = SimpleNamespace(ui_path=path)
-    assert _where_to_look(uri, Path("r"), shown) == said
+    assert where_to_look(uri, Path("r"), path) == said
 
 
 @pytest.mark.slow

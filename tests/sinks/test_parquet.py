@@ -2,13 +2,27 @@
 
 import json
 import math
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bkray.errors import ResumeError
-from bkray.events import EvalDone, StepsDone, TrialEnded, TrialStarted, rows
+from bkray.events import (
+    EvalDone,
+    Rewound,
+    Saving,
+    Spiked,
+    StepsDone,
+    TrialEnded,
+    TrialStarted,
+    Warned,
+    rows,
+)
 from bkray.sinks.parquet import SCHEMA, ParquetSink, last_attempt, read_rows
 
 CONFIG = {"model.d_model": 64, "train.steps": 400}
@@ -100,6 +114,7 @@ def test_config_and_outcome_are_valid_json(tmp_path: Path) -> None:
         "n_params": 10,
         "causal": True,
         "data_hash": "d",
+        "split": 1,
     }
     outcome = json.loads((tmp_path / "outcome.json").read_text(), parse_constant=pytest.fail)
     assert outcome == {
@@ -108,6 +123,7 @@ def test_config_and_outcome_are_valid_json(tmp_path: Path) -> None:
         "stop_reason": "because",
         "step": 7,
         "summary": {"best_val_loss_nats": None, "steps": 7, "device": "cpu"},
+        "warnings": [],
     }
 
 
@@ -170,13 +186,14 @@ def test_the_same_evaluation_told_again_counts_once(tmp_path: Path) -> None:
     assert (row["attempt"], row["value"]) == (2, 1.25)
 
 
-def test_rows_before_a_due_checkpoint_survive_a_kill(tmp_path: Path) -> None:
+def test_rows_before_a_checkpoint_survive_a_kill(tmp_path: Path) -> None:
     sink = ParquetSink(tmp_path)
-    sink(started(**{"train.checkpoint_every": 40}))
+    sink(started())
     for step in (16, 32):
         sink(window(step, 1.0))
     assert losses(tmp_path) == {}  # buffered
     sink(window(40, 1.0, n=8))
+    sink(Saving(step=40))
     assert sorted(losses(tmp_path)) == list(range(1, 41))  # on disk without close
 
 
@@ -203,6 +220,98 @@ def test_the_last_attempt_is_known_from_the_folder(tmp_path: Path) -> None:
     assert last_attempt(tmp_path) == 0
     ParquetSink(tmp_path)(started(attempt=3))
     assert last_attempt(tmp_path) == 3
+
+
+def test_a_rewind_takes_back_what_it_undid_and_keeps_the_spike(tmp_path: Path) -> None:
+    sink = ParquetSink(tmp_path)
+    sink(started())
+    for step in (16, 32, 48):
+        sink(window(step, 1.0))
+    sink(evaluation(48, 9.0))
+    sink(Spiked(step=40, ratio=3.0))
+    sink(Rewound(step=48, to_step=16))
+    sink(window(32, 2.0))
+    sink.close()
+    assert losses(tmp_path) == {s: (1.0 if s <= 16 else 2.0) for s in range(1, 33)}
+    kinds = {row["kind"]: row["value"] for row in read_rows(tmp_path).to_pylist()}
+    assert kinds.keys() == {"steps", "spike", "rewind"}
+    assert (kinds["spike"], kinds["rewind"]) == (3.0, 16.0)
+
+
+def test_what_a_rewind_undid_stays_away_when_a_later_attempt_forgets_the_rewind(
+    tmp_path: Path,
+) -> None:
+    sink = ParquetSink(tmp_path)
+    sink(started())
+    masked = replace(window(32, 1.0), masked=(20,))
+    for event in [window(16, 1.0), masked, Rewound(step=40, to_step=16), window(32, 2.0)]:
+        sink(event)
+    sink.close()
+    later = ParquetSink(tmp_path)
+    later(started(attempt=2, step=32))
+    later(evaluation(48, 1.5))
+    rows_left = read_rows(tmp_path).to_pylist()
+    assert not [row for row in rows_left if row["name"] == "stability/masked"]
+    assert losses(tmp_path)[32] == 2.0
+
+
+def test_warnings_stand_beside_the_outcome(tmp_path: Path) -> None:
+    sink = ParquetSink(tmp_path)
+    for event in [started(), Warned(step=0, message="one"), Warned(step=3, message="two")]:
+        sink(event)
+    sink(ended(3))
+    assert json.loads((tmp_path / "outcome.json").read_text())["warnings"] == ["one", "two"]
+
+
+_FILLS_THE_DISK = """
+import errno, resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from bkray.errors import StorageError
+from bkray.sinks.parquet import ParquetSink
+from test_parquet import evaluation, losses, started, window
+folder = Path(sys.argv[1])
+sink = ParquetSink(folder)
+sink(started())
+sink(window(16, 1.0))
+sink(evaluation(16, 1.5))
+if len(sys.argv) > 3:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+else:
+    (folder / "ballast").write_bytes(b"x" * 2**16)
+try:
+    for step in range(32, 16 * 10000, 16):
+        sink(window(step, step + 0.123))
+    raise SystemExit("the disk was never full")
+except StorageError as error:
+    assert "no room to write" in str(error) and "parquet" in str(error), error
+    assert error.__cause__.errno in (errno.ENOSPC, errno.EFBIG)
+written = losses(folder)
+assert len(written) >= 16 and all(written[step] == 1.0 for step in range(1, 17)), written
+assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+(folder / "ballast").unlink(missing_ok=True)
+sink.close()  # there is room again, and what waited is not lost
+later = losses(folder)
+assert len(later) > len(written) and sorted(later) == list(range(1, len(later) + 1))
+print("readable")
+"""
+
+
+def test_a_file_that_may_not_grow_is_one_clear_error_and_nothing_is_lost(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _FILLS_THE_DISK, str(tmp_path), str(Path(__file__).parent)]
+    done = subprocess.run([*command, "8000"], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("readable\n", "")
+
+
+def test_a_full_disk_is_one_clear_error_and_nothing_is_lost(tmp_path: Path) -> None:
+    if subprocess.run(["unshare", "-Urm", "true"], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a small disk: unshare -Urm is refused")
+    mount = f'mount -t tmpfs -o size=80k tmpfs {shlex.quote(str(tmp_path))} && exec "$@"'
+    command = [sys.executable, "-c", _FILLS_THE_DISK, str(tmp_path), str(Path(__file__).parent)]
+    boxed = ["unshare", "-Urm", "sh", "-c", mount, "sh", *command]
+    done = subprocess.run(boxed, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("readable\n", "")
 
 
 def test_half_written_files_are_not_read(tmp_path: Path) -> None:

@@ -10,17 +10,19 @@ from trials import KINDS, of, play, short_config
 from bkray.errors import ConfigError
 from bkray.events import EvalDone, StepsDone, TrialEnded, TrialStarted
 from bkray.train import attempts, checkpoint
-from bkray.train.attempts import Attempt
+from bkray.train.attempts import Attempt, Failure
 from bkray.trial import run
+
+OOM = Failure("oom", 3, "MemoryError: no room")
 
 
 def test_attempts_count_from_one_and_keep_their_split(tmp_path: Path) -> None:
     folder = tmp_path / "trial"
     assert attempts.last(folder) == Attempt(0, 1)
     assert attempts.begin(folder) == Attempt(1, 1)
-    assert attempts.split_further(folder) == Attempt(1, 2)
-    assert attempts.begin(folder) == Attempt(2, 2)
-    assert attempts.last(folder) == Attempt(2, 2)
+    assert attempts.note(folder, OOM, splits=True) == Attempt(1, 2, (OOM,))
+    assert attempts.begin(folder) == Attempt(2, 2, (OOM,))
+    assert attempts.last(folder) == Attempt(2, 2, (OOM,))
     assert attempts.begin(None) == Attempt(1, 1)
 
 
@@ -31,7 +33,7 @@ def test_half_the_micro_batch_gives_the_same_losses(text: Path, tmp_path: Path, 
     knobs = {**KINDS[kind], "steps": 12, "eval_every": 12, "precision": precision}
     config = short_config(text, **knobs)
     whole = play(config, tmp_path / "whole")
-    attempts.split_further(tmp_path / "split")
+    attempts.note(tmp_path / "split", OOM, splits=True)
     split = play(config, tmp_path / "split")
     assert of(TrialStarted, split)[0].split == 2
     assert of(TrialStarted, split)[0].trial_id == of(TrialStarted, whole)[0].trial_id
@@ -45,7 +47,7 @@ def test_half_the_micro_batch_gives_the_same_losses(text: Path, tmp_path: Path, 
 
 def test_a_micro_batch_that_cannot_be_cut_evenly_is_refused(text: Path, tmp_path: Path) -> None:
     config = tiny_config(corpus=str(text), batch_size=3)
-    attempts.split_further(tmp_path)
+    attempts.note(tmp_path, OOM, splits=True)
     with pytest.raises(ConfigError, match=r"batch_size=3 cannot be shared evenly"):
         next(run(config, tmp_path))
 

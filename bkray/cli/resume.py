@@ -1,0 +1,48 @@
+"""``bkray resume``."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bkray.cli.sweep import run, seconds
+from bkray.cli.words import AsJson
+
+
+def resume(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    trials: Annotated[int | None, typer.Option(help="Searched configurations, old ones too.")] = (
+        None
+    ),
+    scheduler: Annotated[str | None, typer.Option(help="none|asha|hyperband|median")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Trials at once.")] = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster: auto|HOST.")] = None,
+    runs: Annotated[
+        Path | None, typer.Option(help="Folder of the embedded MLflow store, if another one.")
+    ] = None,
+    time_budget: Annotated[str | None, typer.Option(help="From now on: 90s, 30m or 2h.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Go on with a sweep that was interrupted, killed, or ran out of its budget.
+
+    Trials that ended are kept, those that were running go on from their
+    checkpoints. What is not given stays as it was, a time budget counts
+    anew; space, objectives, seeds and data may not change.
+    """
+    from bkray.cluster import record
+    from bkray.cluster.options import chosen_before
+    from sweeps.load import load
+
+    said = record.read(folder)
+    changes: dict[str, Any] = {
+        "trials": trials,
+        "scheduler": scheduler,
+        "concurrency": concurrency,
+        "address": address,
+        "runs": runs,
+        "time_budget_seconds": seconds(time_budget),
+    }
+    given = {name: value for name, value in changes.items() if value is not None}
+    options = replace(chosen_before(said, folder.resolve()), **given)
+    return run(load(said["source"]), options, as_json, resume=True)

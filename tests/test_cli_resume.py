@@ -1,0 +1,160 @@
+"""``bkray resume`` as a user meets it, each call a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from test_cli import CLOCKS
+
+Start = Callable[..., subprocess.Popen[str]]
+
+TINY = ("model.d_model=16", "model.n_seq=32", "train.batch_size=4", "train.eval_windows=4")
+LONG = (*TINY, "train.steps=120", "train.eval_every=20", "train.checkpoint_every=20")
+MINE = """
+from bkray.sweep import Objective, Preset, Sweep
+
+def space(trial):
+    trial.suggest_float("optimizer.lr", 1e-4, {high}, log=True)
+    return {{}}
+
+SWEEP = Sweep(
+    name="mine",
+    space=space,
+    objectives=(Objective(column="best_val_loss_nats", direction="minimize"),),
+    presets={{"small": Preset(trials=2)}},
+    base={{"train.steps": 40, "train.eval_every": 20}},
+)
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    """Start bkray in a folder of its own."""
+
+    def begin(*words: str, cwd: Path = tmp_path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "bkray.cli", *words],
+            cwd=cwd,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    return begin
+
+
+@contextmanager
+def said(process: subprocess.Popen[str], words: str) -> Iterator[None]:
+    """Run the block when a line of standard output has the words; the process may be gone then."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if words in line:
+            break
+    else:
+        pytest.fail(f"never said {words!r}: {process.communicate()}")
+    yield
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, errors = process.communicate(timeout=300)
+    return process.returncode, out, errors
+
+
+def differences(one: Path, other: Path) -> set[str]:
+    tables = [pq.read_table(folder / "trials.parquet") for folder in (one, other)]
+    assert tables[0].schema == tables[1].schema
+    names = tables[0].column_names
+    return {name for name in names if not tables[0][name].equals(tables[1][name])}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("carrier", [("--local",), ("--concurrency", "1")], ids=["local", "tune"])
+def test_a_killed_sweep_is_resumed_and_equals_an_undisturbed_one(
+    start: Start, tmp_path: Path, carrier: tuple[str, ...]
+) -> None:
+    words = ("sweep", "act", "--preset", "smoke", "--trials", "2", *carrier, *LONG)
+    assert ended(start(*words, "--out", "whole"))[0] == 0
+    killed = start(*words, "--out", "parts")
+    with said(killed, "step 40/120"):
+        os.killpg(killed.pid, signal.SIGKILL)
+    ended(killed)
+    used = ended(start(*words, "--out", "parts"))
+    assert used[0] == 2
+    assert "bkray resume" in used[2]
+    status, out, errors = ended(start("resume", "parts"))
+    assert (status, errors) == (0, "")
+    assert "goes on from step" in out
+    assert "4 done, 0 running, 4 in all" in out
+    assert differences(tmp_path / "whole", tmp_path / "parts") <= CLOCKS | {"attempt"}
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on(start: Start) -> None:
+    process = start("sweep", "act", "--preset", "smoke", "--local", "--out", "s", *LONG)
+    with said(process, "step 20/120"):
+        process.send_signal(signal.SIGINT)
+    status, _, errors = ended(process)
+    assert status == 130
+    assert errors.splitlines()[0] == "stopping; press again to quit at once"
+    assert errors.splitlines()[-1].startswith("go on with: bkray resume ")
+
+
+def test_a_users_own_sweep_is_found_again_and_must_be_the_same(
+    start: Start, tmp_path: Path
+) -> None:
+    own, elsewhere = tmp_path / "mine.py", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    own.write_text(MINE.format(high="1e-2"))
+    words = ("sweep", "mine.py", "--local", "--time-budget", "0.001", "--out", "s", *TINY)
+    status, _, errors = ended(start(*words))
+    assert status == 4
+    assert "go on with: bkray resume s" in errors
+    resume = ("resume", str(tmp_path / "s"), "--json", "--time-budget", "10m")
+    status, out, errors = ended(start(*resume, cwd=elsewhere))
+    assert (status, errors) == (0, "")
+    assert json.loads(out)["outcomes"] == {"ok": 2}
+    assert not (elsewhere / "runs").exists()  # MLflow's store is the one of before
+    own.write_text(MINE.format(high="1e-1"))
+    status, _, errors = ended(start(*resume))
+    assert status == 2
+    assert "space optimizer.lr was float 0.0001..0.01 log, is float 0.0001..0.1 log" in errors
+    own.unlink()
+    status, _, errors = ended(start(*resume))
+    assert status == 2
+    assert errors.count("\n") == 1
+    assert "mine.py does not exist" in errors
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("resume", "nowhere"), "holds no sweep"),
+        (("resume",), "DIR"),
+        (("resume", ".", "--time-budget", "soon"), "holds no sweep"),
+    ],
+)
+def test_a_mistake_is_one_message(start: Start, words: tuple[str, ...], says: str) -> None:
+    status, _, errors = ended(start(*words))
+    assert status == 2
+    assert says in errors
+    assert errors.count("\n") == 1
+
+
+def test_two_sweeps_of_one_second_have_folders_of_their_own(start: Start, tmp_path: Path) -> None:
+    words = ("sweep", "act", "--preset", "smoke", "--local", "--time-budget", "0.001", *TINY)
+    time.sleep(1.0 - time.time() % 1.0)
+    both = [start(*words), start(*words)]
+    assert [ended(process)[0] for process in both] == [4, 4]
+    folders = list((tmp_path / "runs" / "act").iterdir())
+    assert len(folders) == 2
+    assert all((folder / "sweep.json").exists() for folder in folders)
