@@ -146,13 +146,13 @@ def _tensor(found: Diagnosis) -> str:
 
 def _overflow(found: Diagnosis) -> str:
     return (
-        f"no tensor between the modules is not finite, but the {found.tensor} of {found.module} "
+        f"every tensor between the modules is finite, but the {found.tensor} of {found.module} "
         f"overflows at step {found.step}"
     )
 
 
 def _growth(found: Diagnosis) -> str:
-    said = f"no tensor is not finite up to step {found.step}"
+    said = f"every tensor is finite up to step {found.step}"
     growth = found.growth
     if growth is None:
         return f"{said}; no step was left to repeat"
