@@ -19,6 +19,7 @@ from bkray.events import (
     Event,
     Measured,
     MemoryPeak,
+    Saving,
     StepsDone,
     TrialEnded,
     TrialStarted,
@@ -42,10 +43,10 @@ def test_events_come_in_order_and_each_has_its_place(finished: tuple[Path, list[
     events = finished[1]
     assert [type(event) for event in events] == [
         TrialStarted,
-        *(StepsDone, StepsDone),  # 1..10, 11..16
-        *(StepsDone, EvalDone, MemoryPeak),  # 17..20
-        *(StepsDone, StepsDone),  # 21..30, 31..32
-        *(StepsDone, EvalDone, MemoryPeak),  # 33..40
+        *(StepsDone, Saving, StepsDone),  # 1..10, 11..16
+        *(StepsDone, MemoryPeak, EvalDone, Saving),  # 17..20
+        *(StepsDone, Saving, StepsDone),  # 21..30, 31..32
+        *(StepsDone, MemoryPeak, EvalDone, Saving),  # 33..40
         *(Measured, TrialEnded),
     ]
     assert [event.step for event in of(StepsDone, events)] == [10, 16, 20, 30, 32, 40]

@@ -94,12 +94,12 @@ def test_the_steps_to_repeat_end_where_the_verdict_says(
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     verdict = Verdict("diverged", "loss is inf at step 4", 4, "nonfinite")
     told = record(step(3), step(4, math.inf), verdict=verdict)
-    write_record(tmp_path / FOLDER, told, {"progress": {"step": 2}}, [{"cuda": None}])
+    snapshot = {"progress": {"step": 2}, "rng": [{"cuda": None}]}
+    write_record(tmp_path / FOLDER, told, snapshot)
     read = read_record(tmp_path / FOLDER)
     assert (read.verdict, read.blocks, read.steps[0]) == (verdict, told.blocks, told.steps[0])
     assert math.isnan(read.steps[1].loss_nats)  # JSON knows no infinity
-    snapshot = checkpoint.read(tmp_path / FOLDER / SNAPSHOT)
-    assert snapshot["rng"] == [{"cuda": None}]
+    assert checkpoint.read(tmp_path / FOLDER / SNAPSHOT) == snapshot
     assert json.loads((tmp_path / FOLDER / RECORD).read_text())["steps"][1]["loss_nats"] is None
 
 
