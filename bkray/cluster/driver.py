@@ -19,7 +19,7 @@ from bkray.cluster.ledger import Ledger
 from bkray.cluster.pruning import Judge
 from bkray.cluster.retries import BROKEN, broke, tries_again
 from bkray.cluster.search import Proposal
-from bkray.cluster.store import stored_trials
+from bkray.cluster.store import end_of, stored_trials
 from bkray.config import TrialConfig
 from bkray.events import (
     EvalDone,
@@ -124,8 +124,12 @@ class Driver:
                 self._prune(live, event.step)
 
     def bury(self, job: Job, outcome: str, reason: str, own_sink: Sink) -> None:
-        """End a trial whose worker died; ``own_sink`` writes its outcome as a further attempt."""
+        """End a trial whose worker died; ``own_sink`` writes its outcome as a further attempt,
+        unless the worker has written one."""
         live = self._live[job.number]
+        if live.started and (ended := end_of(job.folder)) is not None:  # it died after its end
+            self.take(job, ended)
+            return
         for event in endings(job, outcome, reason, started=False, step=live.step or None):
             own_sink(event)
             if isinstance(event, TrialEnded) or not live.started:

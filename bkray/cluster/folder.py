@@ -49,10 +49,12 @@ def claimed(folder: Path, token: str, *, resume: bool) -> Iterator[dict[str, Any
     try:
         with held(folder / DRIVER, token):
             stored = check(folder, resume=resume)
+            _wait_for_orphans(folder)
             _clear(folder)
             (folder / "trials").mkdir(exist_ok=True)
             try:
                 yield stored
+                _clear(folder)  # a worker that was killed leaves what it was about to write
             except BaseException:
                 if stored is None:
                     _unmake(folder)
@@ -67,14 +69,16 @@ def claimed(folder: Path, token: str, *, resume: bool) -> Iterator[dict[str, Any
                 folder.rmdir()
 
 
-def _clear(folder: Path) -> None:
-    """Wait for trials of a killed driver, which end when they find another one in charge; then
-    remove what was left."""
+def _wait_for_orphans(folder: Path) -> None:
+    """Wait for trials of a killed driver, which end when they find another one in charge."""
     deadline = time.monotonic() + ORPHAN_SECONDS
     for lock in folder.glob("trials/*/.lock"):
         left = max(0.0, deadline - time.monotonic())
         with suppress(HeldElsewhereError), held(lock, patience_seconds=left):
             pass
+
+
+def _clear(folder: Path) -> None:
     for name in (".tune", ".train"):
         for scratch in (folder / name, *folder.glob(f"trials/*/{name}")):
             shutil.rmtree(scratch, ignore_errors=True)

@@ -37,8 +37,13 @@ def stored_trials(sweep_folder: Path) -> list[Stored]:
 def n_ended(sweep_folder: Path) -> int:
     """Return how many trials have ended for good."""
     folders = [path.parent for path in sweep_folder.glob("trials/*/config.json")]
-    attempted = ((folder, _json(folder / "config.json")["attempt"]) for folder in folders)
-    return sum(_ended(folder, attempt) is not None for folder, attempt in attempted)
+    return sum(end_of(folder) is not None for folder in folders)
+
+
+def end_of(folder: Path) -> TrialEnded | None:
+    """Return how the trial in ``folder`` ended for good, ``None`` if it did not."""
+    config = _json(folder / "config.json")
+    return _ended(folder, config["attempt"]) if config else None
 
 
 def _stored(folder: Path) -> Stored | None:

@@ -4,7 +4,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,9 +56,10 @@ def done_trials(out: Path) -> dict[str, Done]:
     """Return the trials that have ended for good, by id."""
     found = {}
     for path in out.glob("trials/*/outcome.json"):
-        if _json(path)["outcome"] in _KEPT:
-            attempt = (path.parent / "attempt.json").read_text()
-            found[path.parent.name] = Done(path.stat().st_mtime_ns, attempt)
+        with suppress(FileNotFoundError):  # a driver that lives may just begin another attempt
+            if _json(path)["outcome"] in _KEPT:
+                attempt = (path.parent / "attempt.json").read_text()
+                found[path.parent.name] = Done(path.stat().st_mtime_ns, attempt)
     return found
 
 

@@ -21,7 +21,7 @@ from intact import Done, Flaws, done_trials, flaws
 from rich.console import Console
 from rich.table import Table
 from tiny import write_text
-from victims import AT_THE_END, DRIVER, MOMENTS, NODE, WORKER, Kill, Victim
+from victims import AT_THE_END, DRIVER, MOMENTS, NODE, WHILE_TRAINING, WORKER, Kill, Victim
 
 from bkray.cluster.retries import MORE_TRIES
 from bkray.train import attempts
@@ -69,7 +69,7 @@ CASES = (
     Case("act smoke", ["act"], ON_RAY, 6, 6, [DRIVER, WORKER, DRIVER, NODE]),
     Case("pruned", ["small"], ON_RAY, 6, 6, [WORKER, DRIVER, NODE]),
     Case("2 at once", ["small"], ["--concurrency", "2"], 6, 4, [DRIVER, WORKER], ordered=False),
-    Case("2 workers", ["small", "--trials", "3"], ["--workers", "2"], 3, 4, [DRIVER, WORKER]),
+    Case("2 workers", ["small", "--trials", "4"], ["--workers", "2"], 4, 4, [DRIVER, WORKER]),
 )
 _NAMES = {case.name: case for case in CASES}
 CHANGES = "changes to the disk"
@@ -91,7 +91,9 @@ def storm(case: Case, folder: Path, seed: int) -> Toll:
     while not victims or (victims[-1].process.returncode and len(victims) < _DRIVERS):
         words = ["resume", str(out)] if (out / "sweep.json").exists() else _words(case, out)
         victims.append(Victim(words, folder, folder / "log.txt"))
-        struck += _torment(victims[-1], kills, out, chance)
+        for kill in _torment(victims[-1], kills, out, chance):
+            struck.append(kill)
+            done |= done_trials(out)
         victims[-1].wait()
         done |= done_trials(out)
     orphans = [left for victim in victims for left in victim.orphans()]
@@ -147,7 +149,7 @@ def die_before_changes(folder: Path, stride: int) -> Toll:
 
 
 def plan(case: Case, chance: random.Random) -> list[Kill]:
-    """Return the kills of a case, the last one first. Every moment has its turn."""
+    """Return the kills of a case, the last one first. A driver dies at every moment in turn."""
     kills: list[Kill] = []
     moments: list[str] = []
     for i in range(case.n_kills - 1):
@@ -155,10 +157,8 @@ def plan(case: Case, chance: random.Random) -> list[Kill]:
         if not moments:
             moments = list(MOMENTS)
             chance.shuffle(moments)
-        moment = moments.pop()
-        if who != DRIVER and moment == "start":  # there is no worker yet
-            moment = "train"
-        kills.append(Kill(who, moment, chance.randint(1, 3)))
+        moment = moments.pop() if who == DRIVER else chance.choice(WHILE_TRAINING)
+        kills.append(Kill(who, moment, chance.randint(1, 3) if moment in WHILE_TRAINING else 1))
     return [Kill(DRIVER, AT_THE_END, 1), *kills]
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,12 +37,20 @@ class RayNodes:
         self.address = self._hear()
 
     def lose_the_one_that_trains(self) -> None:
-        ours = psutil.Process(self._process.pid).children(recursive=True)
-        (raylet,) = {process.ppid() for process in ours if is_a(WORKER, process)}
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{raylet}\n")
+        self._process.stdin.write(f"{self._raylet_that_trains()}\n")
         self._process.stdin.flush()
         assert self._hear() == "lost"
+
+    def _raylet_that_trains(self) -> int:
+        """Return the process id of the node that started the worker of a trial."""
+        deadline = time.monotonic() + 20.0
+        raylets: set[int] = set()
+        while len(raylets) != 1:  # a worker has its name only while it does something
+            assert time.monotonic() < deadline, raylets
+            ours = psutil.Process(self._process.pid).children(recursive=True)
+            raylets = {process.ppid() for process in ours if is_a(WORKER, process)}
+        return raylets.pop()
 
     def end(self) -> None:
         self._process.communicate(timeout=60)

@@ -25,6 +25,7 @@ _FILES = {
 }
 """What changes on the disk around a moment."""
 MOMENTS = ("start", *(moment for moment in _FILES if moment != AT_THE_END))
+WHILE_TRAINING = ("checkpoint", "evaluation")
 _LAG_SECONDS = {"start": 8.0, "train": 0.5, AT_THE_END: 0.5}
 _SHORT_LAG_SECONDS = 0.03
 """How long after its moment a kill comes, at most."""
@@ -45,7 +46,6 @@ class Victim:
     """One ``bkray`` process and all its children; standard output and error go to ``log``."""
 
     def __init__(self, words: Sequence[str], cwd: Path, log: Path) -> None:
-        self._log = log
         with log.open("ab") as said:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "bkray.cli", *words],
