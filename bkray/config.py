@@ -48,6 +48,21 @@ class ModelConfig(_Section):
     act_lambda: float | None = Field(None, ge=0)
     halt_lr_factor: float | None = Field(None, gt=0)
     """Learning rate of the halting units, as a multiple of ``optimizer.lr``."""
+    length: Literal["fixed", "learned"] | None = None
+    length_layout: Literal["linear", "exponential"] | None = None
+    length_bins: int | None = Field(None, ge=2)
+    length_list: str | None = Field(None, pattern=r"^\d+(,\d+)+$")
+    """The bins themselves, ``32,64,128``, in place of layout and number."""
+    length_penalty: float | None = Field(None, ge=0)
+    """Nats per token that the longest bin costs more than none."""
+    length_beyond: Literal["repeat", "shallow", "copy"] | None = None
+    """Who answers behind a cut."""
+    length_scope: Literal["prefix", "full"] | None = None
+    """What the predictor sees: the shortest bin, or the whole row and with it the future."""
+    length_grouping: Literal["by_length", "per_sequence", "batch_maximum"] | None = None
+    length_gradient: Literal["exact", "gumbel"] | None = None
+    length_train_cut: float | None = Field(None, ge=0, lt=1)
+    """Share of training rows that are cut as in evaluation."""
 
     @model_validator(mode="before")
     @classmethod
@@ -100,6 +115,7 @@ def acting_knobs(given: Mapping[str, Any]) -> dict[str, Any]:
     knobs: dict[str, Any] = {
         "mixer": mixer,
         "depth": "dense",
+        "length": "fixed",
         "position": "rope" if mixer == "attention" else "none",
         "d_model": 64,
         "n_layers": 4,
@@ -115,7 +131,22 @@ def acting_knobs(given: Mapping[str, Any]) -> dict[str, Any]:
         knobs |= {"top_k": 1, "balance_weight": 0.01}
     if given.get("depth") == "act":
         knobs |= {"act_threshold": 0.99, "act_lambda": 0.01, "halt_lr_factor": 1.0}
+    if given.get("length") == "learned":
+        knobs |= _LENGTH_KNOBS
+        if given.get("length_list") is None:
+            knobs |= {"length_layout": "linear", "length_bins": 8}
     return knobs
+
+
+_LENGTH_KNOBS = {
+    "length_list": None,
+    "length_penalty": 0.01,
+    "length_beyond": "copy",
+    "length_scope": "prefix",
+    "length_grouping": "by_length",
+    "length_gradient": "exact",
+    "length_train_cut": 0.0,
+}
 
 
 def _whole(value: Any, default: int) -> int:
@@ -132,6 +163,10 @@ def _why_idle(name: str, given: Mapping[str, Any]) -> str:
         return (
             f"does nothing with model.depth={given.get('depth') or 'dense'}: set model.depth=act"
         )
+    if name in ("length_layout", "length_bins") and given.get("length_list") is not None:
+        return f"does nothing beside model.length_list={given['length_list']}: drop one of them"
+    if name.startswith("length_"):
+        return "does nothing with model.length=fixed: set model.length=learned"
     if name in ("top_k", "balance_weight"):
         return "does nothing with one expert: allowed up to n_experts=1; set model.n_experts"
     if name == "options":

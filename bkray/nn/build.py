@@ -7,9 +7,11 @@ from torch import nn
 from bkray.config import ModelConfig, TrialConfig
 from bkray.errors import ConfigError
 from bkray.nn.attention import AttentionMixer
+from bkray.nn.beyond import BEYOND
 from bkray.nn.bk import BKMixer
 from bkray.nn.block import Block
 from bkray.nn.depth import ActDepth, DenseDepth
+from bkray.nn.length import LearnedLength, LengthPredictor, checked_bins, length_bins
 from bkray.nn.linear_recurrence import LinearRecurrenceMixer
 from bkray.nn.lm import DepthPolicy, LanguageModel
 from bkray.nn.mixer import Mixer
@@ -24,7 +26,7 @@ def build(config: TrialConfig, vocab_size: int) -> nn.Module:
         ConfigError: the user's own model cannot be imported or breaks the contract.
     """
     if config.model.build is None:
-        return language_model(config.model, vocab_size)
+        return built_in(config.model, vocab_size)
     builder = own_builder(config.model.build)
     try:
         model = builder(config, vocab_size)
@@ -35,8 +37,36 @@ def build(config: TrialConfig, vocab_size: int) -> nn.Module:
     return model  # type: ignore[no-any-return]  # checked by its contract
 
 
+def built_in(model: ModelConfig, vocab_size: int) -> LanguageModel | LearnedLength:
+    """Return the built-in model: the language model, wrapped where its length is learned."""
+    inner = language_model(model, vocab_size)
+    if model.length == "fixed":
+        return inner
+    assert model.d_model is not None and model.length_beyond is not None
+    assert model.length_scope is not None and model.length_grouping is not None
+    return LearnedLength(
+        inner,
+        LengthPredictor(model.d_model, bins_of(model), model.length_scope),
+        BEYOND[model.length_beyond](),
+        grouping=model.length_grouping,
+        train_cut=model.length_train_cut or 0.0,
+    )
+
+
+def bins_of(model: ModelConfig) -> tuple[int, ...]:
+    """Return the lengths that a learned length chooses from, in sites.
+
+    Raises:
+        ConfigError: they do not grow up to ``model.n_seq``.
+    """
+    if model.length_list is not None:
+        return checked_bins([int(n) for n in model.length_list.split(",")], model.n_seq)
+    assert model.length_layout is not None and model.length_bins is not None
+    return length_bins(model.length_layout, model.length_bins, model.n_seq)
+
+
 def language_model(model: ModelConfig, vocab_size: int) -> LanguageModel:
-    """Return the built-in language model with the slots filled as ``model`` says."""
+    """Return the language model with the slots filled as ``model`` says, of fixed length."""
     assert model.d_model is not None and model.n_layers is not None
     blocks = [
         Block(model.d_model, mixer(model), feed_forward(model), model.dropout or 0.0)

@@ -15,6 +15,20 @@ EMBEDDING_STD = 0.02
 """Token and position embeddings start small; a unit normal start costs every family."""
 
 
+class Lengths(NamedTuple):
+    """What learned length did to a batch. K bins, shortest first."""
+
+    logit_BK: Tensor
+    """The predictor's, for each bin."""
+    bins_K: Tensor
+    """Sites."""
+    computed_B: Tensor
+    """Sites of each row that ran through the layers; those behind were answered cheaply."""
+    beyond_BNV: Tensor | None = None
+    """Log-probabilities that each site would have behind a cut; ``None`` where the last computed
+    output is repeated, and in evaluation."""
+
+
 class Prediction(NamedTuple):
     """What any language model returns, the user's own included."""
 
@@ -25,6 +39,8 @@ class Prediction(NamedTuple):
     """Halting weight left at the stop; with ``layers`` it makes the ponder cost."""
     routing: tuple[Routing, ...] = ()
     """One entry per layer with experts."""
+    lengths: Lengths | None = None
+    """How many sites of each row were computed, where that is learned."""
 
 
 class DepthPolicy(Protocol):
@@ -79,16 +95,33 @@ class LanguageModel(nn.Module):
         Raises:
             ConfigError: more sites than learned positions.
         """
+        return self.run(self.embed(tokens_BN))
+
+    def embed(self, tokens_BN: Tensor) -> Tensor:
+        """Return the hidden states before the first layer, (B, N, D)."""
+        hidden_BND: Tensor = self.embedding(tokens_BN)
+        if self.positions is None:
+            return hidden_BND
         n_sites = tokens_BN.shape[1]
-        position_BN = torch.arange(n_sites, device=tokens_BN.device).expand_as(tokens_BN)
-        hidden_BND = self.embedding(tokens_BN)
-        if self.positions is not None:
-            if n_sites > self.positions.num_embeddings:
-                raise ConfigError(
-                    f"position=learned knows {self.positions.num_embeddings} positions, "
-                    f"got {n_sites} tokens: raise model.n_seq or use another position"
-                )
-            hidden_BND = hidden_BND + self.positions(position_BN)
-        deep = self.depth(list(self.blocks), hidden_BND, position_BN)  # type: ignore[arg-type]
-        logits_BNV = self.head(self.norm(deep.hidden_BND))
+        if n_sites > self.positions.num_embeddings:
+            raise ConfigError(
+                f"position=learned knows {self.positions.num_embeddings} positions, "
+                f"got {n_sites} tokens: raise model.n_seq or use another position"
+            )
+        return hidden_BND + self.positions(sites_of(hidden_BND))
+
+    def run(self, hidden_BND: Tensor) -> Prediction:
+        """Return what the layers and the head make of embedded tokens."""
+        deep = self.depth(list(self.blocks), hidden_BND, sites_of(hidden_BND))  # type: ignore[arg-type]
+        logits_BNV = self.read(deep.hidden_BND)
         return Prediction(logits_BNV, deep.layers_BN, deep.remainder_BN, deep.routing)
+
+    def read(self, hidden_BND: Tensor) -> Tensor:
+        """Return the logits that the head reads off hidden states."""
+        logits_BNV: Tensor = self.head(self.norm(hidden_BND))
+        return logits_BNV
+
+
+def sites_of(hidden_BND: Tensor) -> Tensor:
+    """Return the place of every site in its row, (B, N)."""
+    return torch.arange(hidden_BND.shape[1], device=hidden_BND.device).expand(hidden_BND.shape[:2])

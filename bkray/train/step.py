@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bkray.config import ModelConfig
 from bkray.nn.lm import Prediction
 from bkray.train.guard import Guard
+from bkray.train.lengths import length_losses
 from bkray.train.team import ALONE, Team
 from bkray.train.watch import Blocks
 
@@ -98,7 +99,8 @@ def losses(
     ``loss_nats`` is the cross-entropy; ``act/ponder_cost`` layers run plus remainder (Graves
     2016); ``moe/balance`` is 1 for an even router and ``E`` for one that knows a single expert.
     """
-    numbers = {"loss_nats": token_loss_nats(prediction, targets_BN).mean()}
+    loss_BN = token_loss_nats(prediction, targets_BN)
+    numbers = {"loss_nats": loss_BN.mean()}
     total = numbers["loss_nats"]
     layers_BN, remainder_BN = prediction.layers_BN, prediction.remainder_BN
     if layers_BN is not None and remainder_BN is not None:
@@ -106,6 +108,9 @@ def losses(
         numbers["act/ponder_cost"] = (layers_BN + remainder_BN).mean()
         numbers["act/share_stopped_at_layer_1"] = (layers_BN == 1).to(total.dtype).mean()
         total = total + (knobs.act_lambda or 0.0) * numbers["act/ponder_cost"]
+    if prediction.lengths is not None:
+        numbers |= length_losses(prediction, loss_BN, targets_BN, knobs)
+        total = total + numbers.pop("total")
     if prediction.routing:
         numbers["moe/balance"] = balance(prediction, load_LE, targets_BN.numel())
         total = total + (knobs.balance_weight or 0.0) * numbers["moe/balance"]

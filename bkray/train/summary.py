@@ -38,7 +38,11 @@ def measure_speed(trial: Run, vocab_size: int) -> dict[str, float]:
 
 def dense_rival(config: TrialConfig, vocab_size: int) -> nn.Module:
     """Return an untrained dense model of the sweep's depth: as fast as a trained one."""
-    dense = {"model.depth": "dense", "model.n_layers": reference_layers(config)}
+    dense = {
+        "model.depth": "dense",
+        "model.length": "fixed",
+        "model.n_layers": reference_layers(config),
+    }
     return language_model(build(acting({**flatten(config), **dense})).model, vocab_size)
 
 

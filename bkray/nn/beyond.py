@@ -1,0 +1,77 @@
+"""What answers for the sites behind a cut, nearly for free.
+
+Letters: B batch, N sites, D width, V vocabulary. Answers are log-probabilities, (B, N, V).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from bkray.ops.copying import NOTHING, latest_follower
+
+Read = Callable[[Tensor], Tensor]
+"""The model's norm and head: states (B, N, D) to logits (B, N, V)."""
+
+
+class Repeat(nn.Module):
+    """The last computed output, repeated: it depends on the cut, so the model gives it itself."""
+
+
+class Shallow(nn.Module):
+    """The embedding straight into the head: a guess from the last token alone."""
+
+    def forward(self, tokens_BN: Tensor, embedded_BND: Tensor, read: Read, first: int) -> Tensor:
+        """Return the answers of the sites from ``first`` on."""
+        return read(embedded_BND[:, first:]).log_softmax(-1)
+
+
+class Copy(nn.Module):
+    """What followed the latest equal run of tokens, mixed with the shallow guess.
+
+    The longest of the runs in ``RUNS`` that came before in the row decides; how far it is trusted
+    is one learned number per length of run.
+    """
+
+    RUNS = (1, 2, 4, 8)
+    """Tokens. A repeated pattern is found by all of them, a chance repeat by the short ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trust = nn.Parameter(torch.linspace(-2.0, 2.0, len(self.RUNS)))
+        self.shallow = Shallow()
+
+    def forward(self, tokens_BN: Tensor, embedded_BND: Tensor, read: Read, first: int) -> Tensor:
+        """Return the answers of the sites from ``first`` on."""
+        shallow_BNV: Tensor = self.shallow(tokens_BN, embedded_BND, read, first)
+        copied_BN, run_BN = longest_follower(tokens_BN, self.RUNS)
+        copied_BN, run_BN = copied_BN[:, first:], run_BN[:, first:]
+        trust_BN = self.trust.to(shallow_BNV.dtype)[run_BN.clamp(min=0)]
+        found_BN = run_BN != NOTHING
+        doubted_BN = nn.functional.logsigmoid(-trust_BN).masked_fill(~found_BN, 0.0)
+        mixed_BNV = shallow_BNV + doubted_BN[..., None]
+        token_BN1 = copied_BN.clamp(min=0)[..., None]
+        at_copied_BN1 = mixed_BNV.gather(-1, token_BN1)
+        with_copy_BN1 = torch.logaddexp(at_copied_BN1, nn.functional.logsigmoid(trust_BN)[..., None])
+        return mixed_BNV.scatter(
+            -1, token_BN1, torch.where(found_BN[..., None], with_copy_BN1, at_copied_BN1)
+        )
+
+
+def longest_follower(tokens_BN: Tensor, runs: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return what followed the longest run that came before, and which of ``runs`` that was."""
+    copied_BN = torch.full_like(tokens_BN, NOTHING)
+    run_BN = torch.full_like(tokens_BN, NOTHING)
+    for i, order in enumerate(runs):
+        follower_BN = latest_follower(tokens_BN, order)
+        found_BN = follower_BN != NOTHING
+        copied_BN = torch.where(found_BN, follower_BN, copied_BN)
+        run_BN = run_BN.masked_fill(found_BN, i)
+    return copied_BN, run_BN
+
+
+BEYOND: dict[str, type[Repeat | Shallow | Copy]] = {
+    "repeat": Repeat,
+    "shallow": Shallow,
+    "copy": Copy,
+}

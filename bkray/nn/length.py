@@ -1,0 +1,224 @@
+"""Learned sequence length: how many sites of a row are worth computing.
+
+Letters: B batch, N sites, D width, V vocabulary, K bins, R rows of one length, G lags.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize, pad
+
+from bkray.errors import ConfigError
+from bkray.nn.beyond import Copy, Repeat, Shallow
+from bkray.nn.lm import LanguageModel, Lengths, Prediction
+from bkray.nn.moe import Routing
+
+Layout = Literal["linear", "exponential"]
+Scope = Literal["prefix", "full"]
+Grouping = Literal["by_length", "per_sequence", "batch_maximum"]
+
+SHORTEST = 4
+"""Fewest sites of an exponential layout: from fewer, nothing can be told."""
+
+LAGS = 8
+"""Distances at which the predictor compares sites: a pattern repeats itself within them."""
+
+Rows = Tensor | slice
+
+
+def length_bins(layout: Layout, n_bins: int, max_seq_len: int) -> tuple[int, ...]:
+    """Return ``n_bins`` lengths in sites, growing, the last one ``max_seq_len``.
+
+    ``linear`` is evenly spaced, ``max / bins .. max``. ``exponential`` doubles from bin to bin, or
+    grows by less where it would start below ``SHORTEST`` sites.
+
+    Raises:
+        ConfigError: more bins than lengths.
+    """
+    if layout == "linear":
+        bins = [max_seq_len * i // n_bins for i in range(1, n_bins + 1)]
+    else:
+        shortest = max(max_seq_len / 2 ** (n_bins - 1), min(SHORTEST, max_seq_len))
+        growth = (max_seq_len / shortest) ** (1 / max(n_bins - 1, 1))
+        bins = [round(max_seq_len / growth**i) for i in reversed(range(n_bins))]
+        for i in range(1, n_bins):
+            bins[i] = max(bins[i], bins[i - 1] + 1)
+    return checked_bins(bins, max_seq_len)
+
+
+def checked_bins(bins: Sequence[int], max_seq_len: int) -> tuple[int, ...]:
+    """Return the bins, growing from at least one site to ``max_seq_len``.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    grows = all(a < b for a, b in zip(bins, bins[1:], strict=False))
+    if not bins or bins[0] < 1 or not grows or bins[-1] != max_seq_len:
+        raise ConfigError(
+            f"length bins must grow from at least 1 to max_seq_len={max_seq_len}, got "
+            f"{list(bins)}: use fewer bins, or name other lengths"
+        )
+    return tuple(bins)
+
+
+class LengthPredictor(nn.Module):
+    """Reads a row's embedded input and says how good each length bin would be.
+
+    It sees the mean of the sites and how alike they are 1 to ``LAGS`` sites apart. With scope
+    ``prefix`` these are the sites of the shortest bin, which are computed in any case; ``full``
+    takes them all, and with them up to ``log2(K)`` bits of the future.
+    """
+
+    def __init__(self, d_model: int, bins: Sequence[int], scope: Scope = "prefix") -> None:
+        super().__init__()
+        self.bins, self.scope = tuple(bins), scope
+        self.up = nn.Linear(d_model + LAGS, max(d_model // 4, 4))
+        self.down = nn.Linear(self.up.out_features, len(bins))
+
+    def forward(self, embedded_BND: Tensor) -> Tensor:
+        """Return the logit of every bin, (B, K); the embedding itself learns nothing from it."""
+        seen = self.bins[0] if self.scope == "prefix" else embedded_BND.shape[1]
+        features_BF = pooled(embedded_BND[:, :seen].detach())
+        logit_BK: Tensor = self.down(torch.relu(self.up(features_BF)))
+        return logit_BK
+
+
+def pooled(embedded_BND: Tensor) -> Tensor:
+    """Return the mean direction of the sites and their mean cosines at each lag, (B, D + G)."""
+    unit_BND = normalize(embedded_BND, dim=-1)
+    n_sites = unit_BND.shape[1]
+    alike = [
+        (unit_BND[:, lag:] * unit_BND[:, : n_sites - lag]).sum((1, 2)) / (n_sites - lag)
+        for lag in range(1, min(LAGS, n_sites - 1) + 1)
+    ]
+    none_B = unit_BND.new_zeros(len(unit_BND))
+    alike += [none_B] * (LAGS - len(alike))
+    return torch.cat([unit_BND.mean(1), torch.stack(alike, 1)], dim=1)
+
+
+class LearnedLength(nn.Module):
+    """A language model that computes as many sites of a row as the row is worth.
+
+    In evaluation every row is cut at the most probable bin; the sites behind the cut are answered
+    by ``beyond``. In training all sites are computed, since one causal pass gives the loss of
+    every bin; a share ``train_cut`` of the rows, drawn at random, is cut as in evaluation.
+
+    Rows of one length are computed together (``by_length``), or each alone (``per_sequence``), with
+    the same numbers. ``batch_maximum`` cuts all rows at the longest of their lengths, which makes
+    a row depend on its batch: never compare by it.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        predictor: LengthPredictor,
+        beyond: Repeat | Shallow | Copy,
+        *,
+        grouping: Grouping = "by_length",
+        train_cut: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.model, self.predictor, self.beyond = model, predictor, beyond
+        self.grouping, self.train_cut = grouping, train_cut
+
+    @property
+    def causal(self) -> bool:
+        """Whether no length depends on what lies behind it."""
+        return self.predictor.scope == "prefix"
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The layers, first to last."""
+        return self.model.blocks
+
+    def forward(self, tokens_BN: Tensor) -> Prediction:
+        """Return logits for all sites; behind the longest bin none is ever computed."""
+        embedded_BND = self.model.embed(tokens_BN)
+        logit_BK = self.predictor(embedded_BND)
+        bins_K = torch.tensor(self.predictor.bins, device=tokens_BN.device)
+        computed_B = self._computed(logit_BK, bins_K.clamp(max=tokens_BN.shape[1]))
+        whole = together(
+            [
+                (rows_R, self._cut(tokens_BN[rows_R], embedded_BND[rows_R], n_sites))
+                for rows_R, n_sites in self._groups(computed_B, tokens_BN.shape[1])
+            ]
+        )
+        beyond_BNV = None
+        if self.training and not isinstance(self.beyond, Repeat):
+            beyond_BNV = self.beyond(tokens_BN, embedded_BND, self.model.read, 0)
+        return whole._replace(lengths=Lengths(logit_BK, bins_K, computed_B, beyond_BNV))
+
+    def _computed(self, logit_BK: Tensor, bins_K: Tensor) -> Tensor:
+        """Return how many sites of each row to compute."""
+        longest_B = bins_K[-1].expand(len(logit_BK))
+        if self.training and self.train_cut == 0:
+            return longest_B
+        chosen_B = bins_K[logit_BK.argmax(1)]
+        if self.grouping == "batch_maximum":
+            chosen_B = chosen_B.max().expand_as(chosen_B)
+        if not self.training:
+            return chosen_B
+        is_cut_B = torch.rand(chosen_B.shape, device=chosen_B.device) < self.train_cut
+        return torch.where(is_cut_B, chosen_B, longest_B)
+
+    def _groups(self, computed_B: Tensor, n_sites: int) -> Iterator[tuple[Rows, int]]:
+        """Yield rows that are computed together, and how many of their sites."""
+        if self.training and self.train_cut == 0:  # known without asking the device
+            yield slice(None), min(self.predictor.bins[-1], n_sites)
+            return
+        lengths = computed_B.tolist()
+        if self.grouping == "per_sequence":
+            yield from ((slice(row, row + 1), length) for row, length in enumerate(lengths))
+        elif len(set(lengths)) == 1:
+            yield slice(None), lengths[0]
+        else:
+            for length in sorted(set(lengths)):
+                rows = [row for row, other in enumerate(lengths) if other == length]
+                yield torch.tensor(rows, device=computed_B.device), length
+
+    def _cut(self, tokens_RN: Tensor, embedded_RND: Tensor, n_computed: int) -> Prediction:
+        """Return what the layers say of the first sites, and the cheap answer for the others."""
+        said = self.model.run(embedded_RND[:, :n_computed])
+        n_behind = tokens_RN.shape[1] - n_computed
+        if n_behind == 0:
+            return said
+        if isinstance(self.beyond, Repeat):
+            behind_RNV = said.logits_BNV[:, -1:].detach().expand(-1, n_behind, -1)
+        else:
+            behind_RNV = self.beyond(tokens_RN, embedded_RND, self.model.read, n_computed)
+        return said._replace(
+            logits_BNV=torch.cat([said.logits_BNV, behind_RNV.to(said.logits_BNV.dtype)], dim=1),
+            layers_BN=None if said.layers_BN is None else pad(said.layers_BN, (0, n_behind)),
+            remainder_BN=(
+                None if said.remainder_BN is None else pad(said.remainder_BN, (0, n_behind))
+            ),
+        )
+
+
+def together(parts: Sequence[tuple[Rows, Prediction]]) -> Prediction:
+    """Return one prediction of all rows, in their order."""
+    if len(parts) == 1:
+        return parts[0][1]
+    n_rows = sum(len(said.logits_BNV) for _, said in parts)
+
+    def whole(of_parts: Sequence[Tensor | None]) -> Tensor | None:
+        if of_parts[0] is None:
+            return None
+        put = of_parts[0].new_empty((n_rows, *of_parts[0].shape[1:]))
+        for (rows_R, _), part in zip(parts, of_parts, strict=True):
+            put[rows_R] = part  # type: ignore[assignment]  # parts are alike
+        return put
+
+    logits_BNV = whole([said.logits_BNV for _, said in parts])
+    assert logits_BNV is not None
+    return Prediction(
+        logits_BNV,
+        whole([said.layers_BN for _, said in parts]),
+        whole([said.remainder_BN for _, said in parts]),
+        tuple(
+            Routing(sum(r.count_E for r in layer), sum(r.probability_E for r in layer))  # type: ignore[arg-type]
+            for layer in zip(*(said.routing for _, said in parts), strict=True)
+        ),
+    )
