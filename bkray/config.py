@@ -31,7 +31,13 @@ class ModelConfig(_Section):
     n_seq: int = Field(128, ge=2)
     """Training context, in tokens."""
     mixer: MixerName | None = None
-    depth: Literal["dense", "act"] | None = None
+    mixer_scale: int | None = Field(None, ge=1)
+    """Sites per group that the mixers run over; 1 for every site by itself."""
+    depth: Literal["dense", "act", "exit"] | None = None
+    multiscale: bool | None = None
+    """Whether all blocks but the first and the last run over pairs of sites."""
+    sparsity: Literal["off", "learned"] | None = None
+    """Whether each layer but the first decides which tokens it computes."""
     position: Literal["none", "learned", "rope"] | None = None
     d_model: int | None = Field(None, ge=2)
     n_layers: int | None = Field(None, ge=1)
@@ -48,6 +54,15 @@ class ModelConfig(_Section):
     act_lambda: float | None = Field(None, ge=0)
     halt_lr_factor: float | None = Field(None, gt=0)
     """Learning rate of the halting units, as a multiple of ``optimizer.lr``."""
+    exit_heads: Literal["shared", "own"] | None = None
+    """Who reads the early layers: the model's own norm and head, or a pair of them per layer."""
+    exit_rule: Literal["confidence", "entropy"] | None = None
+    exit_threshold: float | None = Field(None, ge=0)
+    """Least probability of the likeliest token, or most entropy in nats, with which to leave."""
+    exit_weight: float | None = Field(None, ge=0)
+    """Weight of an early head's loss, relative to the last one's."""
+    sparsity_lambda: float | None = Field(None, ge=0)
+    """Nats per token that computing every scored layer costs more than none."""
     length: Literal["fixed", "learned"] | None = None
     length_layout: Literal["linear", "exponential"] | None = None
     length_bins: int | None = Field(None, ge=2)
@@ -104,7 +119,48 @@ class ModelConfig(_Section):
                 "model.depth=act does nothing with model.n_layers=1: the last layer always stops; "
                 "set model.n_layers to at least 2 or model.depth=dense"
             )
+        _check_adaptive(self)
         return self
+
+
+def _check_adaptive(model: ModelConfig) -> None:
+    n_layers = model.n_layers or 0
+    if model.depth == "exit" and n_layers == 1:
+        raise ValueError(
+            "model.depth=exit does nothing with model.n_layers=1: all leave behind the last; "
+            "set model.n_layers to at least 2 or model.depth=dense"
+        )
+    if model.exit_rule == "confidence" and not 0 < (model.exit_threshold or 0) <= 1:
+        raise ValueError(
+            "model.exit_threshold must be above 0 and at most 1 with model.exit_rule=confidence, "
+            f"got {model.exit_threshold}"
+        )
+    if model.exit_heads == "own" and model.exit_weight == 0:
+        raise ValueError(
+            "model.exit_heads=own needs a model.exit_weight above 0, got 0: nothing else trains "
+            "them; raise it or set model.exit_heads=shared"
+        )
+    if model.sparsity == "learned" and model.depth != "dense":
+        raise ValueError(
+            f"model.sparsity=learned needs model.depth=dense, got depth={model.depth}: both "
+            "decide which layers a token runs through; drop one of them"
+        )
+    if model.sparsity == "learned" and n_layers == 1:
+        raise ValueError(
+            "model.sparsity=learned does nothing with model.n_layers=1: the first layer computes "
+            "every token; set model.n_layers to at least 2 or model.sparsity=off"
+        )
+    fewest = 4 if model.depth == "act" else 3
+    if model.multiscale and n_layers < fewest:
+        raise ValueError(
+            f"model.multiscale=true with model.depth={model.depth} needs model.n_layers of at "
+            f"least {fewest}, got {n_layers}: the first and the last block run over all sites"
+        )
+    if model.mixer_scale is not None and model.mixer_scale > model.n_seq:
+        raise ValueError(
+            f"model.mixer_scale must be between 1 and model.n_seq={model.n_seq}, "
+            f"got {model.mixer_scale}: no group of sites would ever be whole"
+        )
 
 
 def acting_knobs(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +170,10 @@ def acting_knobs(given: Mapping[str, Any]) -> dict[str, Any]:
     mixer = given.get("mixer") or "bk"
     knobs: dict[str, Any] = {
         "mixer": mixer,
+        "mixer_scale": 1,
         "depth": "dense",
+        "multiscale": False,
+        "sparsity": "off",
         "length": "fixed",
         "position": "rope" if mixer == "attention" else "none",
         "d_model": 64,
@@ -131,6 +190,12 @@ def acting_knobs(given: Mapping[str, Any]) -> dict[str, Any]:
         knobs |= {"top_k": 1, "balance_weight": 0.01}
     if given.get("depth") == "act":
         knobs |= {"act_threshold": 0.99, "act_lambda": 0.01, "halt_lr_factor": 1.0}
+    if given.get("depth") == "exit":
+        surest = 0.5 if given.get("exit_rule") == "entropy" else 0.9
+        knobs |= {"exit_heads": "shared", "exit_rule": "confidence", "exit_threshold": surest}
+        knobs |= {"exit_weight": 1.0}
+    if given.get("sparsity") == "learned":
+        knobs |= {"sparsity_lambda": 0.01}
     if given.get("length") == "learned":
         knobs |= _LENGTH_KNOBS
         if given.get("length_list") is None:
@@ -163,6 +228,12 @@ def _why_idle(name: str, given: Mapping[str, Any]) -> str:
         return (
             f"does nothing with model.depth={given.get('depth') or 'dense'}: set model.depth=act"
         )
+    if name.startswith("exit_"):
+        return (
+            f"does nothing with model.depth={given.get('depth') or 'dense'}: set model.depth=exit"
+        )
+    if name == "sparsity_lambda":
+        return "does nothing with model.sparsity=off: set model.sparsity=learned"
     if name in ("length_layout", "length_bins") and given.get("length_list") is not None:
         return f"does nothing beside model.length_list={given['length_list']}: drop one of them"
     if name.startswith("length_"):
@@ -178,7 +249,8 @@ class DataConfig(_Section):
     """Which text, and how it becomes tokens."""
 
     corpus: str = "stdlib"
-    """``stdlib`` (Python's own library), or the path of a text file, a folder, a WikiText one."""
+    """``stdlib`` (Python's own library), ``mixture`` (patterns, that and noise), or the path of a
+    text file, a folder, a WikiText one."""
     tokenizer: Literal["bytes", "words"] = "bytes"
     vocab_size: int | None = Field(None, ge=2)
     """Words kept by ``tokenizer=words``; the rest become ``<unk>``."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from bkray.overrides import Overrides
+from bkray.overrides import Overrides, build
 
 
 class Trial(Protocol):
@@ -74,3 +74,20 @@ class Sweep:
     rivals: Callable[[Overrides], Sequence[Arm]] = no_rivals
     sampler: str = "tpe"
     overview: str = ""
+
+
+def dense_depths(base: Overrides) -> list[Arm]:
+    """Return dense models of 1 to L layers, the honest rivals of one that may compute less."""
+    config = build(base)
+    n_layers = config.model.n_layers
+    assert n_layers is not None
+    reference = config.train.speed_reference_layers or n_layers
+    shared = {
+        "model.depth": "dense",
+        "model.length": "fixed",
+        "train.speed_reference_layers": reference,
+    }
+    return [
+        Arm(name=f"dense-{depth}", overrides={**shared, "model.n_layers": depth})
+        for depth in range(1, n_layers + 1)
+    ]

@@ -22,6 +22,7 @@ from bkray.train.evaluate import Evaluation, evaluate
 from bkray.train.loop import train
 from bkray.train.optim import adamw
 from bkray.train.run import Run, Stop, peak_memory_mib
+from bkray.train.step import Part
 from bkray.train.summary import measure_speed, summary
 from bkray.train.team import ALONE, Team, check_shares
 from bkray.train.watch import Blocks
@@ -144,8 +145,11 @@ def compose(
         trained=model,
         blocks=Blocks(model),
         optimizer=optimizer,
-        batches=Batches(shards.tokens("train"), n_seq, plan.batch_size, config.seed),
-        validation=validation_windows(shards.tokens("valid"), n_seq, plan.eval_windows),
+        batches=Batches(
+            shards.tokens("train"), n_seq, plan.batch_size, config.seed, segment=shards.segment
+        ),
+        validation=_windows(shards, "valid", n_seq, plan.eval_windows),
+        kinds=shards.kinds,
         vocabulary=shards.vocabulary,
         unigram_nats=shards.unigram_entropy_nats,
         device=device,
@@ -190,16 +194,23 @@ def evaluate_checkpoint(folder: Path, split: str) -> tuple[int, Evaluation]:
         missing = f"{folder} has no checkpoint yet: {checkpoint.NAME} is missing"
         raise ResumeError(trial.warnings[0] if trial.warnings else missing)
     n_seq = config.model.n_seq
-    tokens = shards.tokens(split)
-    inputs_WN, targets_WN = validation_windows(tokens, n_seq, max(1, (len(tokens) - 1) // n_seq))
+    n_fitting = max(1, (len(shards.tokens(split)) - 1) // n_seq)
+    inputs_WN, targets_WN = _windows(shards, split, n_seq, n_fitting)
     score = evaluate(
         trial.model,
         inputs_WN,
         targets_WN,
         batch_size=config.train.batch_size,
         autocast=trial.autocast,
+        kinds=trial.kinds,
     )
     return trial.progress.step, score
+
+
+def _windows(shards: Shards, split: str, n_seq: int, n_windows: int) -> Part:
+    return validation_windows(
+        shards.tokens(split), n_seq, n_windows, segment=shards.segment, kinds=shards.kinds
+    )
 
 
 def _device(config: TrialConfig) -> torch.device:

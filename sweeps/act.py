@@ -3,24 +3,10 @@
 Run it with ``bkray sweep act --preset smoke``.
 """
 
-from bkray.overrides import Overrides, build
-from bkray.sweep import Arm, Objective, Preset, Sweep
+from bkray.sweep import Objective, Preset, Sweep, dense_depths
 from search_spaces.act import GUIDE_PRESETS, suggest, suggest_grid
 
 N_LAYERS = 4
-
-
-def dense_depths(base: Overrides) -> list[Arm]:
-    """Return dense models of 1 to L layers, the honest rivals of a model that may stop early."""
-    config = build(base)
-    n_layers = config.model.n_layers
-    assert n_layers is not None
-    reference = config.train.speed_reference_layers or n_layers
-    shared = {"model.depth": "dense", "train.speed_reference_layers": reference}
-    return [
-        Arm(name=f"dense-{depth}", overrides={**shared, "model.n_layers": depth})
-        for depth in range(1, n_layers + 1)
-    ]
 
 
 SWEEP = Sweep(

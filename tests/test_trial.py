@@ -75,9 +75,10 @@ def test_the_summary_is_the_columns_that_a_trial_can_know_and_advice_for_people(
     finished: tuple[Path, list[Event]],
 ) -> None:
     said = finished[1][-1].summary  # type: ignore[union-attr]
-    assert set(said) == KNOWN | {"advice", "interventions"}
+    assert set(said) == KNOWN | {"advice", "interventions", "avg_predicted_length"}
     assert set(COLUMNS) >= KNOWN
     assert all(said[name] is not None for name in KNOWN)
+    assert said["avg_predicted_length"] is None, "its length is fixed"
 
 
 def test_the_summary_says_what_the_events_said(finished: tuple[Path, list[Event]]) -> None:
@@ -118,7 +119,7 @@ def test_the_summary_says_what_the_events_said(finished: tuple[Path, list[Event]
 
 def test_all_numbers_of_a_summary_are_plain_python(finished: tuple[Path, list[Event]]) -> None:
     for value in finished[1][-1].summary.values():  # type: ignore[union-attr]
-        assert type(value) in (int, float, bool, str)
+        assert value is None or type(value) in (int, float, bool, str)
 
 
 def test_the_last_step_is_evaluated_and_saved_wherever_it_falls(
@@ -192,7 +193,7 @@ def assert_told_as_diverged(events: list[Event], reason: str, step: int | None =
     assert not of(Measured, events)
     for name, value in ended.summary.items():
         assert value is None or not isinstance(value, float) or math.isfinite(value), name
-    assert set(ended.summary) == KNOWN | {"advice", "interventions"}
+    assert set(ended.summary) == KNOWN | {"advice", "interventions", "avg_predicted_length"}
     list(rows(ended))
 
 

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from bkray.config import TrialConfig
 from bkray.nn.build import language_model
-from bkray.nn.depth import ActDepth
+from bkray.nn.depth import HaltingUnit
+from bkray.nn.exits import ExitDepth
 from bkray.nn.lm import LanguageModel
+from bkray.nn.sparsity import SparseDepth
 from bkray.overrides import build
 
 VOCABULARY = 11
 STOP, GO = 0, 1
-"""Tokens at which a model ``steered`` by hand halts at layer 1, and never."""
+"""Tokens at which a model ``steered`` by hand stops as soon as it can, and never."""
 
 MIXERS: dict[str, dict[str, Any]] = {
     "bk": {"model.mixer": "bk", "model.n_heads": 4, "model.n_values": 2},
@@ -51,22 +53,39 @@ def random_tokens(n_rows: int, n_sites: int, seed: int = 0) -> Tensor:
 
 
 def steer(model: LanguageModel) -> None:
-    """Let halting depend strongly on the token: ``STOP`` halts at once, ``GO`` never, others vary.
+    """Let the depth depend strongly on the token: ``STOP`` stops, ``GO`` never, others vary.
 
-    Channel 0 of the embedding says when to halt, and the halting units read it.
+    Channel 0 of the embedding says when to stop, and whoever decides that reads it.
     """
-    assert isinstance(model.depth, ActDepth)
+    halts = any(isinstance(part, HaltingUnit) for part in model.modules())
     with torch.no_grad():
         wish = model.embedding.weight[:, 0]
-        wish.copy_(torch.linspace(-2, 2, len(wish)))
+        wish.copy_((2.0 if halts else 0.2) * torch.linspace(-1, 1, len(wish)))
         wish[STOP], wish[GO] = 30.0, -30.0
-        for unit in model.depth.halting:
-            nn.init.zeros_(unit.up.weight)
-            nn.init.zeros_(unit.up.bias)
-            nn.init.zeros_(unit.down.weight)
-            unit.up.weight[0, 0] = unit.up.weight[1, 1] = 1.0
-            unit.down.weight[0, 0], unit.down.weight[0, 1] = 2.0, 1.0
-            nn.init.constant_(unit.down.bias, -1.0)
+        if not halts:  # no unit adds up wishes from layer to layer: they grow by themselves
+            for name, parameter in model.blocks.named_parameters():
+                if name.endswith("down.bias"):
+                    parameter[0] += 0.3
+        for part in model.modules():
+            if isinstance(part, HaltingUnit):
+                _steer_halting(part)
+            elif isinstance(part, SparseDepth):
+                for scorer in part.scorers:
+                    nn.init.zeros_(scorer.bias)
+                    scorer.weight[0, 0] = -1.0
+            elif isinstance(part, ExitDepth):
+                for head in [head[1] for head in part.heads] or [model.head]:
+                    head.weight[:, 0] = 0.0
+                    head.weight[0, 0] = 3.0  # who wishes to stop is sure that 0 comes next
+
+
+def _steer_halting(unit: HaltingUnit) -> None:
+    nn.init.zeros_(unit.up.weight)
+    nn.init.zeros_(unit.up.bias)
+    nn.init.zeros_(unit.down.weight)
+    unit.up.weight[0, 0] = unit.up.weight[1, 1] = 1.0
+    unit.down.weight[0, 0], unit.down.weight[0, 1] = 2.0, 1.0
+    nn.init.constant_(unit.down.bias, -1.0)
 
 
 def uneven_rows(n_sites: int) -> Tensor:

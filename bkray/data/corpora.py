@@ -1,7 +1,7 @@
 """Corpora: real text from Python's own library, a file, a folder or WikiText, split in three.
 
-A split is UTF-8 bytes. Each document of a corpus of several ends with ``SEPARATOR``; a NUL is no
-text, so the separator cannot be mistaken for content.
+A split is UTF-8 bytes, but for the mixture, which is no text. Each document of a corpus of several
+ends with ``SEPARATOR``; a NUL is no text, so the separator cannot be mistaken for content.
 """
 
 import codecs
@@ -9,13 +9,14 @@ import hashlib
 import platform
 import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bkray.data.corpus import Corpus as Corpus
+from bkray.data.mixture import mixture
 from bkray.errors import DataError
 
 SPLITS = ("train", "valid", "test")
@@ -25,7 +26,7 @@ TEXT_SUFFIXES = (".txt", ".text", ".tokens", ".md", ".rst", ".py")
 _TRAIN_SHARE, _VALID_SHARE = 0.90, 0.05
 _LEAST_SHARE = 0.02  # of all bytes; a split by file with less in it says little
 _LAYOUT = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
-_ADVICE = "give stdlib, a text file, a folder of text files or a WikiText folder"
+_ADVICE = "give stdlib, mixture, a text file, a folder of text files or a WikiText folder"
 
 # Left out of the standard library: what is no library text, what distributions ship apart or not
 # at all, and what the build of one machine or its administrator wrote.
@@ -34,56 +35,43 @@ _SHIPPED_APART = {"idlelib", "tkinter", "turtledemo", "lib2to3", "distutils", "e
 _OF_ONE_MACHINE = ("_sysconfigdata", "_distutils_system_mod", "sitecustomize", "usercustomize")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Corpus:
-    """Text by split. ``source`` says in one sentence what it is and how it was split."""
-
-    name: str
-    source: str
-    texts: Mapping[str, bytes]
-
-    def text(self, split: str) -> bytes:
-        """Return the UTF-8 text of ``train``, ``valid`` or ``test``.
-
-        Raises:
-            DataError: the corpus has no such split.
-        """
-        if split not in self.texts:
-            raise DataError(
-                f"corpus {self.name} has no {split} split ({self.source}): "
-                f"use one of {', '.join(self.texts)}"
-            )
-        return self.texts[split]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 over the text of every split, in hex; names and places do not enter."""
-        digest = hashlib.sha256()
-        for split in self.texts:
-            digest.update(f"{split} {len(self.texts[split])}\n".encode())
-            digest.update(self.texts[split])
-        return digest.hexdigest()
-
-
 def read(name_or_path: str | Path, *, max_bytes: int | None = None) -> Corpus:
     """Return the corpus of that name or place, about 90% train, 5% valid, 5% test.
 
-    ``stdlib`` is the text of the running Python's library; any other word is a path. A file is cut
-    into three; a folder is split by the hash of each file's name, or cut into three where that
-    leaves a split (nearly) empty; a WikiText folder keeps its own splits.
+    ``stdlib`` is the text of the running Python's library, ``mixture`` a third of it beside
+    patterns and noise; any other word is a path. A file is cut into three; a folder is split by
+    the hash of each file's name, or cut into three where that leaves a split (nearly) empty; a
+    WikiText folder keeps its own splits.
 
     Args:
-        max_bytes: most bytes of training text, cut at a character. Documents come in the order of
-            their hash, so a cut takes a spread of them, but the beginning of a single file.
+        max_bytes: most bytes of training text, cut at a character or a segment. Documents come in
+            the order of their hash, so a cut takes a spread of them, but the beginning of a single
+            file.
 
     Raises:
-        DataError: nothing there, no text in it, or bytes that are not UTF-8 text.
+        DataError: nothing there, no text in it, bytes that are not UTF-8 text, or a cut that
+            leaves no segment.
     """
-    corpus = _stdlib() if str(name_or_path) == "stdlib" else _from_path(Path(name_or_path))
+    match str(name_or_path):
+        case "stdlib":
+            corpus = _stdlib()
+        case "mixture":
+            corpus = mixture(_stdlib())
+        case _:
+            corpus = _from_path(Path(name_or_path))
     if max_bytes is None or len(corpus.text("train")) <= max_bytes:
         return corpus
     train = corpus.text("train")
-    texts = {**corpus.texts, "train": train[: _character_start(train, max_bytes)]}
+    if corpus.segment is None:
+        end = _character_start(train, max_bytes)
+    elif max_bytes >= corpus.segment:
+        end = max_bytes // corpus.segment * corpus.segment
+    else:
+        raise DataError(
+            f"data.max_bytes={max_bytes} leaves no segment of data.corpus={corpus.name}: "
+            f"use at least {corpus.segment}"
+        )
+    texts = {**corpus.texts, "train": train[:end]}
     return replace(
         corpus, texts=texts, source=f"{corpus.source}; first {max_bytes} bytes of train"
     )

@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from bkray import atomic
 from bkray.config import DataConfig
-from bkray.data.corpora import Corpus, read
+from bkray.data.corpora import read
+from bkray.data.corpus import Corpus, check_length
 from bkray.data.vocabulary import (
     ByteVocabulary,
     Tokens,
@@ -31,7 +32,7 @@ from bkray.errors import DataError
 
 SHARD_TOKENS = 64 * 2**20
 
-_FORMAT = 1  # of the cache; counts up when its files change, so old ones are not read
+_FORMAT = 2  # of the cache; counts up when its files change, so old ones are not read
 _MANIFEST, _WORDS = "manifest.json", "words.json"
 
 
@@ -40,7 +41,8 @@ class Shards:
     """A prepared corpus. ``fingerprint`` is SHA-256 over tokens and vocabulary, in hex.
 
     ``unigram_entropy_nats`` is the training loss of the best guess that ignores the context: a
-    model that stays there has learnt frequencies only.
+    model that stays there has learnt frequencies only. ``segment`` is in tokens; it and ``kinds``
+    are those of the corpus.
     """
 
     corpus: str
@@ -49,6 +51,8 @@ class Shards:
     vocabulary: Vocabulary
     unigram_entropy_nats: float
     n_tokens: Mapping[str, int]
+    segment: int | None
+    kinds: tuple[str, ...]
     _tokens: Mapping[str, Tokens]
 
     @property
@@ -88,9 +92,15 @@ def prepare(
         shard_tokens: most tokens in one file.
 
     Raises:
-        DataError: no such corpus, not text, too little of it, or a cache that cannot be written.
+        DataError: no such corpus, not text, too little of it, words asked of what has none, or a
+            cache that cannot be written.
     """
     corpus = read(config.corpus, max_bytes=config.max_bytes)
+    if corpus.segment is not None and config.tokenizer == "words":
+        raise DataError(
+            f"data.tokenizer=words does not apply to data.corpus={config.corpus}, which is bytes "
+            "of several kinds: use data.tokenizer=bytes"
+        )
     cache = cache or Path(os.environ.get("BKRAY_CACHE") or Path.home() / ".cache" / "bkray")
     folder = cache / _key(corpus, config)
     shards = _open(folder)
@@ -103,17 +113,8 @@ def prepare(
                 "set BKRAY_CACHE to a folder that can"
             ) from error
     for split in ("train", "valid"):
-        check_length(shards.tokens(split), n_seq, split)
+        check_length(shards.tokens(split), n_seq, split, shards.segment)
     return shards
-
-
-def check_length(tokens: Tokens, n_seq: int, split: str) -> None:
-    """Raise ``DataError`` unless one window of ``n_seq`` inputs and targets fits."""
-    if len(tokens) < n_seq + 1:
-        raise DataError(
-            f"too little text: the {split} split has {len(tokens)} tokens, but one window of "
-            f"model.n_seq={n_seq} needs {n_seq + 1}; give more text or lower model.n_seq"
-        )
 
 
 def _key(corpus: Corpus, config: DataConfig) -> str:
@@ -161,6 +162,8 @@ def _write(folder: Path, corpus: Corpus, config: DataConfig, shard_tokens: int) 
         "vocab_size": vocabulary.size,
         "unigram_entropy_nats": _entropy_nats(tokens["train"]),
         "n_tokens": {split: len(numbers) for split, numbers in tokens.items()},
+        "segment": corpus.segment,
+        "kinds": corpus.kinds,
         "fingerprint": _fingerprint(vocabulary, tokens),
         "files": {
             split: _write_parts(folder, split, numbers, shard_tokens)
@@ -206,6 +209,8 @@ def _open(folder: Path) -> Shards | None:
             vocabulary=vocabulary,
             unigram_entropy_nats=manifest["unigram_entropy_nats"],
             n_tokens=manifest["n_tokens"],
+            segment=manifest["segment"],
+            kinds=tuple(manifest["kinds"]),
             _tokens=tokens,
         )
     except (OSError, ValueError, LookupError, pa.ArrowException):

@@ -2,6 +2,11 @@
 
 from bkray.guides.act import ACTLanguageModel as ACTLanguageModel
 from bkray.guides.act import AdaptiveResNetBKBlock as AdaptiveResNetBKBlock
+from bkray.guides.length import AdaptiveSequenceLengthWrapper as AdaptiveSequenceLengthWrapper
+from bkray.guides.length_predictor import SequenceLengthPredictor as SequenceLengthPredictor
+from bkray.guides.length_trainer import (
+    LearnedSequenceLengthTrainer as LearnedSequenceLengthTrainer,
+)
 from bkray.guides.standard import LanguageModel as LanguageModel
 from bkray.guides.standard import MoEResNetBKLayer as MoEResNetBKLayer
 from bkray.guides.trainer import ACTTrainer as ACTTrainer

@@ -189,8 +189,8 @@ class ACTLanguageModel(nn.Module):
         """
         check_length(x.shape[1], self.n_seq)
         said: Prediction = self.language_model(x)
+        self.note(said)
         assert said.layers_BN is not None and said.remainder_BN is not None
-        self.avg_layers_executed = said.layers_BN.to(torch.float32).mean()
         if not return_ponder_cost:
             return said.logits_BNV
         return said.logits_BNV, (said.layers_BN + said.remainder_BN).mean()
@@ -215,6 +215,11 @@ class ACTLanguageModel(nn.Module):
             )
         ce_loss = token_loss_nats(Prediction(logits_1TV), targets).mean()
         return ce_loss + self.act_lambda * ponder_cost, ce_loss, ponder_cost
+
+    def note(self, said: Prediction) -> None:
+        """Keep the layers run in a pass of ``language_model``, wherever it was called."""
+        assert said.layers_BN is not None
+        self.avg_layers_executed = said.layers_BN.to(torch.float32).mean()
 
     def get_avg_layers_executed(self) -> float:
         """Return the layers run in the last pass, a mean over tokens; NaN before the first one."""

@@ -28,21 +28,16 @@ class ACTTrainer:
         optimizer: torch.optim.Optimizer,
         device: str | torch.device | None = None,
     ) -> None:
-        self.device = torch.device(device or next(model.parameters()).device)
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"device={device}, but torch sees no GPU here: leave device out")
+        self.device = device_for(model, device)
         self.model, self.optimizer = model.to(self.device), optimizer
         self.reset_statistics()
 
     def train_step(self, x_batch: Tensor, y_batch: Tensor) -> dict[str, float]:
         """Train on one batch, tokens (B, N) and targets (B, N) or (B * N,); return its numbers."""
         self.model.train()
-        self.optimizer.zero_grad()
         logits, ponder_cost = self.model(x_batch.to(self.device))
         losses = self.model.compute_loss(logits, y_batch.to(self.device), ponder_cost)
-        torch.autograd.backward(losses[0])
-        nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
-        self.optimizer.step()
+        descend(self.model, self.optimizer, losses[0])
         total_loss, ce_loss, ponder = torch.stack([loss.detach() for loss in losses]).tolist()
         self.num_batches += 1
         self.total_ponder_cost += ponder
@@ -65,3 +60,19 @@ class ACTTrainer:
     def reset_statistics(self) -> None:
         """Start the sums anew."""
         self.num_batches, self.total_ponder_cost, self.total_ce_loss = 0, 0.0, 0.0
+
+
+def device_for(model: nn.Module, device: str | torch.device | None) -> torch.device:
+    """Return the device asked for, or else the one where the model is."""
+    chosen = torch.device(device or next(model.parameters()).device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={device}, but torch sees no GPU here: leave device out")
+    return chosen
+
+
+def descend(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Take one step down the gradient of ``loss``, clipped as the guides do."""
+    optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+    optimizer.step()

@@ -7,11 +7,28 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid, normalize
 
 from bkray.ops.copying import NOTHING, latest_follower
 
+LAGS = 8
+"""Distances at which sites are compared: a pattern repeats itself within them."""
+
 Read = Callable[[Tensor], Tensor]
 """The model's norm and head: states (B, N, D) to logits (B, N, V)."""
+
+
+def pooled(embedded_BND: Tensor) -> Tensor:
+    """Return the mean direction of the sites and their mean cosines at each lag, (B, D + LAGS)."""
+    unit_BND = normalize(embedded_BND, dim=-1)
+    n_sites = unit_BND.shape[1]
+    alike = [
+        (unit_BND[:, lag:] * unit_BND[:, : n_sites - lag]).sum((1, 2)) / (n_sites - lag)
+        for lag in range(1, min(LAGS, n_sites - 1) + 1)
+    ]
+    none_B = unit_BND.new_zeros(len(unit_BND))
+    alike += [none_B] * (LAGS - len(alike))
+    return torch.cat([unit_BND.mean(1), torch.stack(alike, 1)], dim=1)
 
 
 class Repeat(nn.Module):
@@ -19,11 +36,23 @@ class Repeat(nn.Module):
 
 
 class Shallow(nn.Module):
-    """The embedding straight into the head: a guess from the last token alone."""
+    """The embedding straight into the head: a guess from the last token, and what kind of row it is.
 
-    def forward(self, tokens_BN: Tensor, embedded_BND: Tensor, read: Read, first: int) -> Tensor:
+    The kind is told by a linear map of the row's ``pooled`` start, added to every embedding.
+    """
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.kind = nn.Linear(d_model + LAGS, d_model)
+        nn.init.zeros_(self.kind.weight)
+        nn.init.zeros_(self.kind.bias)
+
+    def forward(
+        self, tokens_BN: Tensor, embedded_BND: Tensor, start_BF: Tensor, read: Read, first: int
+    ) -> Tensor:
         """Return the answers of the sites from ``first`` on."""
-        return read(embedded_BND[:, first:]).log_softmax(-1)
+        kind_BD = self.kind(start_BF)
+        return read(embedded_BND[:, first:] + kind_BD[:, None]).log_softmax(-1)
 
 
 class Copy(nn.Module):
@@ -36,23 +65,25 @@ class Copy(nn.Module):
     RUNS = (1, 2, 4, 8)
     """Tokens. A repeated pattern is found by all of them, a chance repeat by the short ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, d_model: int) -> None:
         super().__init__()
         self.trust = nn.Parameter(torch.linspace(-2.0, 2.0, len(self.RUNS)))
-        self.shallow = Shallow()
+        self.shallow = Shallow(d_model)
 
-    def forward(self, tokens_BN: Tensor, embedded_BND: Tensor, read: Read, first: int) -> Tensor:
+    def forward(
+        self, tokens_BN: Tensor, embedded_BND: Tensor, start_BF: Tensor, read: Read, first: int
+    ) -> Tensor:
         """Return the answers of the sites from ``first`` on."""
-        shallow_BNV: Tensor = self.shallow(tokens_BN, embedded_BND, read, first)
+        shallow_BNV: Tensor = self.shallow(tokens_BN, embedded_BND, start_BF, read, first)
         copied_BN, run_BN = longest_follower(tokens_BN, self.RUNS)
         copied_BN, run_BN = copied_BN[:, first:], run_BN[:, first:]
         trust_BN = self.trust.to(shallow_BNV.dtype)[run_BN.clamp(min=0)]
         found_BN = run_BN != NOTHING
-        doubted_BN = nn.functional.logsigmoid(-trust_BN).masked_fill(~found_BN, 0.0)
+        doubted_BN = logsigmoid(-trust_BN).masked_fill(~found_BN, 0.0)
         mixed_BNV = shallow_BNV + doubted_BN[..., None]
         token_BN1 = copied_BN.clamp(min=0)[..., None]
         at_copied_BN1 = mixed_BNV.gather(-1, token_BN1)
-        with_copy_BN1 = torch.logaddexp(at_copied_BN1, nn.functional.logsigmoid(trust_BN)[..., None])
+        with_copy_BN1 = torch.logaddexp(at_copied_BN1, logsigmoid(trust_BN)[..., None])
         return mixed_BNV.scatter(
             -1, token_BN1, torch.where(found_BN[..., None], with_copy_BN1, at_copied_BN1)
         )
@@ -70,8 +101,13 @@ def longest_follower(tokens_BN: Tensor, runs: tuple[int, ...]) -> tuple[Tensor, 
     return copied_BN, run_BN
 
 
-BEYOND: dict[str, type[Repeat | Shallow | Copy]] = {
-    "repeat": Repeat,
-    "shallow": Shallow,
-    "copy": Copy,
-}
+
+def beyond(policy: str, d_model: int) -> Repeat | Shallow | Copy:
+    """Return the policy of that name."""
+    match policy:
+        case "repeat":
+            return Repeat()
+        case "shallow":
+            return Shallow(d_model)
+        case _:
+            return Copy(d_model)

@@ -7,16 +7,19 @@ from torch import nn
 from bkray.config import ModelConfig, TrialConfig
 from bkray.errors import ConfigError
 from bkray.nn.attention import AttentionMixer
-from bkray.nn.beyond import BEYOND
+from bkray.nn.beyond import beyond
 from bkray.nn.bk import BKMixer
 from bkray.nn.block import Block
 from bkray.nn.depth import ActDepth, DenseDepth
+from bkray.nn.exits import ExitDepth
 from bkray.nn.length import LearnedLength, LengthPredictor, checked_bins, length_bins
 from bkray.nn.linear_recurrence import LinearRecurrenceMixer
 from bkray.nn.lm import DepthPolicy, LanguageModel
 from bkray.nn.mixer import Mixer
 from bkray.nn.moe import Experts, FeedForward
+from bkray.nn.multiscale import MultiscaleDepth, ScaledMixer
 from bkray.nn.own_model import check_own_model
+from bkray.nn.sparsity import SparseDepth
 
 
 def build(config: TrialConfig, vocab_size: int) -> nn.Module:
@@ -47,7 +50,7 @@ def built_in(model: ModelConfig, vocab_size: int) -> LanguageModel | LearnedLeng
     return LearnedLength(
         inner,
         LengthPredictor(model.d_model, bins_of(model), model.length_scope),
-        BEYOND[model.length_beyond](),
+        beyond(model.length_beyond, model.d_model),
         grouping=model.length_grouping,
         train_cut=model.length_train_cut or 0.0,
     )
@@ -76,13 +79,20 @@ def language_model(model: ModelConfig, vocab_size: int) -> LanguageModel:
         vocab_size=vocab_size,
         d_model=model.d_model,
         blocks=blocks,
-        depth=depth_policy(model),
+        depth=depth_policy(model, vocab_size),
         n_positions=model.n_seq if model.position == "learned" else None,
     )
 
 
 def mixer(model: ModelConfig) -> Mixer:
-    """Return one layer's token mixer."""
+    """Return one layer's token mixer, at its scale."""
+    if model.mixer_scale is None or model.mixer_scale == 1:
+        return full_rate_mixer(model)
+    return ScaledMixer(full_rate_mixer(model), model.mixer_scale)
+
+
+def full_rate_mixer(model: ModelConfig) -> Mixer:
+    """Return one layer's token mixer, over all sites."""
     assert model.d_model is not None
     match model.mixer:
         case "bk":
@@ -104,13 +114,34 @@ def feed_forward(model: ModelConfig) -> FeedForward | Experts:
     return Experts(model.d_model, model.d_hidden, model.n_experts, model.top_k)
 
 
-def depth_policy(model: ModelConfig) -> DepthPolicy:
-    """Return how many layers a token runs through."""
-    if model.depth == "dense":
-        return DenseDepth()
+def depth_policy(model: ModelConfig, vocab_size: int) -> DepthPolicy:
+    """Return how many layers a token runs through, and which of them over pairs."""
     assert model.d_model is not None and model.n_layers is not None
-    assert model.act_threshold is not None
-    return ActDepth(model.d_model, model.n_layers, model.act_threshold)
+    if model.depth == "exit":
+        n_heads = 2 if model.multiscale else model.n_layers - 1  # an hourglass is left in between
+        exits = exit_depth(model, n_heads, vocab_size)
+        return MultiscaleDepth(around=exits) if model.multiscale else exits
+    # Every policy but early exit acts in the middle of an hourglass alone.
+    n_layers = model.n_layers - 2 if model.multiscale else model.n_layers
+    policy: DenseDepth | ActDepth | SparseDepth = DenseDepth()
+    if model.depth == "act":
+        assert model.act_threshold is not None
+        policy = ActDepth(model.d_model, n_layers, model.act_threshold)
+    elif model.sparsity == "learned":
+        policy = SparseDepth(model.d_model, n_layers if model.multiscale else n_layers - 1)
+    return MultiscaleDepth(within=policy) if model.multiscale else policy
+
+
+def exit_depth(model: ModelConfig, n_heads: int, vocab_size: int) -> ExitDepth:
+    """Return early exit with ``n_heads`` early heads."""
+    assert model.d_model is not None
+    assert model.exit_rule is not None and model.exit_threshold is not None
+    own = range(n_heads) if model.exit_heads == "own" else ()
+    heads = [
+        nn.Sequential(nn.RMSNorm(model.d_model), nn.Linear(model.d_model, vocab_size, bias=False))
+        for _ in own
+    ]
+    return ExitDepth(model.exit_rule, model.exit_threshold, heads)
 
 
 def own_builder(path: str):  # type: ignore[no-untyped-def]  # whatever the user's module holds

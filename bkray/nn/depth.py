@@ -5,7 +5,7 @@ own tokens to the longest row), D width.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,15 @@ from torch import Tensor, nn
 
 from bkray.nn.block import Block
 from bkray.nn.moe import Experts, Routing
+
+
+class Sparsity(NamedTuple):
+    """What learned sparsity did to a batch: means over a row's tokens and the scored layers."""
+
+    probability_B: Tensor
+    """Of computing a token; has the gradient of what computing costs."""
+    computed_B: Tensor
+    """Share that was computed."""
 
 
 class Deep(NamedTuple):
@@ -24,18 +33,40 @@ class Deep(NamedTuple):
     remainder_BN: Tensor | None
     """ACT only: weight left at the stop, ``1 - c_{l-1}``; has the ponder cost's gradient."""
     routing: tuple[Routing, ...]
+    logits_BNV: Tensor | None = None
+    """Early exit only: what the head said at which a token left."""
+    exits: tuple[Tensor, ...] = ()
+    """Early exit in training only: the logits of all heads but the last one, each (B, N, V)."""
+    sparsity: Sparsity | None = None
 
 
 class DenseDepth(nn.Module):
-    """Every token runs through every layer."""
+    """Every token runs through every layer; ``there_BN`` is False where a row is padded."""
 
-    def forward(self, blocks: Sequence[Block], hidden_BND: Tensor, position_BN: Tensor) -> Deep:
+    def forward(
+        self,
+        blocks: Sequence[Block],
+        hidden_BND: Tensor,
+        position_BN: Tensor,
+        there_BN: Tensor | None = None,
+    ) -> Deep:
         routing = []
         for block in blocks:
-            hidden_BND, routed = block(hidden_BND, position_BN, None)
+            hidden_BND, routed = block(hidden_BND, position_BN, there_BN)
             routing += [routed] if routed is not None else []
         layers_BN = torch.full_like(position_BN, len(blocks))
         return Deep(hidden_BND, layers_BN, None, tuple(routing))
+
+
+class Stage(NamedTuple):
+    """Blocks that run one after another, and how; nobody stops between them."""
+
+    blocks: Sequence[Block]
+    policy: Callable[[Sequence[Block], Tensor, Tensor, Tensor | None], Deep]
+
+    def run(self, hidden_BMD: Tensor, position_BM: Tensor, there_BM: Tensor | None) -> Deep:
+        """Return what the blocks make of the tokens; ``there_BM`` as for ``Running``."""
+        return self.policy(self.blocks, hidden_BMD, position_BM, there_BM)
 
 
 class HaltingUnit(nn.Module):
@@ -86,8 +117,8 @@ class Running(NamedTuple):
 
     hidden_BMD: Tensor
     position_BM: Tensor
-    c_BM: Tensor
-    """Halting probability so far."""
+    c_BM: Tensor | None = None
+    """Halting probability so far, where there is one."""
     site_BM: Tensor | None = None
     """Where each token stands in the whole sequence."""
     there_BM: Tensor | None = None
@@ -104,10 +135,13 @@ class Running(NamedTuple):
         site = self.site_BM if part_BM.dim() == 2 else self.site_BM[..., None].expand_as(part_BM)
         return whole_BN.scatter_add(1, site, part_BM.to(whole_BN.dtype))
 
-    def without(self, stops_BM: Tensor) -> "Running":
-        """Return the others, in order, each row padded to the longest with tokens that stopped."""
+    def without(self, stops_BM: Tensor, at_least: int = 0) -> "Running":
+        """Return the others, in order, each row padded to the longest with tokens that stopped.
+
+        Rows have ``at_least`` so many places, all of them padded where nobody goes on.
+        """
         stays_BM = ~stops_BM if self.there_BM is None else self.there_BM & ~stops_BM
-        longest = int(stays_BM.sum(1).max())
+        longest = max(int(stays_BM.sum(1).max()), at_least)
         # A stable sort keeps the order, which is what keeps the shorter sequence causal.
         order_BM = (~stays_BM).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
         there_BM = stays_BM.gather(1, order_BM)
@@ -116,7 +150,7 @@ class Running(NamedTuple):
                 1, order_BM[..., None].expand(-1, -1, self.hidden_BMD.shape[-1])
             ),
             self.position_BM.gather(1, order_BM),
-            self.c_BM.gather(1, order_BM),
+            None if self.c_BM is None else self.c_BM.gather(1, order_BM),
             order_BM if self.site_BM is None else self.site_BM.gather(1, order_BM),
             None if bool(there_BM.all()) else there_BM,
         )
@@ -144,6 +178,7 @@ class HaltingLayer(NamedTuple):
 
     def run(self, run: Running) -> Halted:
         """Return what becomes of the running tokens; ``run`` itself stays as it is."""
+        assert run.c_BM is not None
         hidden_BMD, routed = self.block(run.hidden_BMD, run.position_BM, run.there_BM)
         left_BM = 1 - run.c_BM
         if self.unit is None:
@@ -162,10 +197,11 @@ def run_until_halted(
     layers: Sequence[HaltingLayer], hidden_BND: Tensor, position_BN: Tensor
 ) -> Deep:
     """Run the layers over the tokens that have not stopped; the last layer stops the rest."""
-    run = Running(hidden_BND, position_BN, hidden_BND.new_zeros(position_BN.shape))
+    remainder_BN = hidden_BND.new_zeros(position_BN.shape)
+    run = Running(hidden_BND, position_BN, remainder_BN)
     sum_BND = hidden_BND  # replaced at the first layer
-    remainder_BN, layers_BN = run.c_BM, torch.zeros_like(position_BN)
-    routing = []
+    layers_BN = torch.zeros_like(position_BN)
+    routing: list[Routing] = []
     for depth, layer in enumerate(layers, start=1):
         hidden_BMD, c_BM, stops_BM, weight_BM, routed = layer.run(run)
         routing += [routed] if routed is not None else []
@@ -181,7 +217,12 @@ def run_until_halted(
             layers_BN = run.add_to(layers_BN, depth * stops_BM)
             run = run.without(stops_BM) if depth < len(layers) else run
         if run.hidden_BMD.shape[1] == 0:
-            idle = [layer.block.feed_forward for layer in layers[depth:]]
-            routing += [experts.unused() for experts in idle if isinstance(experts, Experts)]
+            routing += unused([layer.block for layer in layers[depth:]])
             break
     return Deep(sum_BND, layers_BN, remainder_BN, tuple(routing))
+
+
+def unused(blocks: Sequence[Block]) -> list[Routing]:
+    """Return the routing of blocks that no token reached, one entry per layer with experts."""
+    idle = [block.feed_forward for block in blocks]
+    return [experts.unused() for experts in idle if isinstance(experts, Experts)]

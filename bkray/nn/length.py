@@ -1,6 +1,6 @@
 """Learned sequence length: how many sites of a row are worth computing.
 
-Letters: B batch, N sites, D width, V vocabulary, K bins, R rows of one length, G lags.
+Letters: B batch, N sites, D width, V vocabulary, K bins, R rows of one length, F features.
 """
 
 from collections.abc import Iterator, Sequence
@@ -8,10 +8,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import pad
 
 from bkray.errors import ConfigError
-from bkray.nn.beyond import Copy, Repeat, Shallow
+from bkray.nn.beyond import LAGS, Copy, Repeat, Shallow, pooled
+from bkray.nn.depth import Sparsity
 from bkray.nn.lm import LanguageModel, Lengths, Prediction
 from bkray.nn.moe import Routing
 
@@ -21,9 +22,6 @@ Grouping = Literal["by_length", "per_sequence", "batch_maximum"]
 
 SHORTEST = 4
 """Fewest sites of an exponential layout: from fewer, nothing can be told."""
-
-LAGS = 8
-"""Distances at which the predictor compares sites: a pattern repeats itself within them."""
 
 Rows = Tensor | slice
 
@@ -40,7 +38,7 @@ def length_bins(layout: Layout, n_bins: int, max_seq_len: int) -> tuple[int, ...
     if layout == "linear":
         bins = [max_seq_len * i // n_bins for i in range(1, n_bins + 1)]
     else:
-        shortest = max(max_seq_len / 2 ** (n_bins - 1), min(SHORTEST, max_seq_len))
+        shortest = max(max_seq_len / 2 ** (n_bins - 1), min(SHORTEST, max_seq_len / n_bins))
         growth = (max_seq_len / shortest) ** (1 / max(n_bins - 1, 1))
         bins = [round(max_seq_len / growth**i) for i in reversed(range(n_bins))]
         for i in range(1, n_bins):
@@ -83,19 +81,6 @@ class LengthPredictor(nn.Module):
         features_BF = pooled(embedded_BND[:, :seen].detach())
         logit_BK: Tensor = self.down(torch.relu(self.up(features_BF)))
         return logit_BK
-
-
-def pooled(embedded_BND: Tensor) -> Tensor:
-    """Return the mean direction of the sites and their mean cosines at each lag, (B, D + G)."""
-    unit_BND = normalize(embedded_BND, dim=-1)
-    n_sites = unit_BND.shape[1]
-    alike = [
-        (unit_BND[:, lag:] * unit_BND[:, : n_sites - lag]).sum((1, 2)) / (n_sites - lag)
-        for lag in range(1, min(LAGS, n_sites - 1) + 1)
-    ]
-    none_B = unit_BND.new_zeros(len(unit_BND))
-    alike += [none_B] * (LAGS - len(alike))
-    return torch.cat([unit_BND.mean(1), torch.stack(alike, 1)], dim=1)
 
 
 class LearnedLength(nn.Module):
@@ -147,7 +132,7 @@ class LearnedLength(nn.Module):
         )
         beyond_BNV = None
         if self.training and not isinstance(self.beyond, Repeat):
-            beyond_BNV = self.beyond(tokens_BN, embedded_BND, self.model.read, 0)
+            beyond_BNV = self._behind(tokens_BN, embedded_BND, 0)
         return whole._replace(lengths=Lengths(logit_BK, bins_K, computed_B, beyond_BNV))
 
     def _computed(self, logit_BK: Tensor, bins_K: Tensor) -> Tensor:
@@ -187,38 +172,59 @@ class LearnedLength(nn.Module):
         if isinstance(self.beyond, Repeat):
             behind_RNV = said.logits_BNV[:, -1:].detach().expand(-1, n_behind, -1)
         else:
-            behind_RNV = self.beyond(tokens_RN, embedded_RND, self.model.read, n_computed)
+            behind_RNV = self._behind(tokens_RN, embedded_RND, n_computed)
         return said._replace(
             logits_BNV=torch.cat([said.logits_BNV, behind_RNV.to(said.logits_BNV.dtype)], dim=1),
             layers_BN=None if said.layers_BN is None else pad(said.layers_BN, (0, n_behind)),
             remainder_BN=(
                 None if said.remainder_BN is None else pad(said.remainder_BN, (0, n_behind))
             ),
+            exits=tuple(  # all heads are spared there; the answer learns as the last head's alone
+                torch.cat([exit_RNV, behind_RNV.detach().to(exit_RNV.dtype)], dim=1)
+                for exit_RNV in said.exits
+            ),
+            sparsity=(
+                None
+                if said.sparsity is None
+                else Sparsity(*(x_R * n_computed / tokens_RN.shape[1] for x_R in said.sparsity))
+            ),
         )
+
+    def _behind(self, tokens_BN: Tensor, embedded_BND: Tensor, first: int) -> Tensor:
+        """Return the cheap answers from site ``first`` on; all rows share the shortest bin."""
+        start_BF = pooled(embedded_BND[:, : self.predictor.bins[0]].detach())
+        answers_BNV: Tensor = self.beyond(
+            tokens_BN, embedded_BND, start_BF, self.model.read, first
+        )
+        return answers_BNV
 
 
 def together(parts: Sequence[tuple[Rows, Prediction]]) -> Prediction:
     """Return one prediction of all rows, in their order."""
     if len(parts) == 1:
         return parts[0][1]
-    n_rows = sum(len(said.logits_BNV) for _, said in parts)
+    said = [part for _, part in parts]
+    n_rows = sum(len(one.logits_BNV) for one in said)
 
-    def whole(of_parts: Sequence[Tensor | None]) -> Tensor | None:
-        if of_parts[0] is None:
-            return None
+    def whole(of_parts: Sequence[Tensor]) -> Tensor:
         put = of_parts[0].new_empty((n_rows, *of_parts[0].shape[1:]))
         for (rows_R, _), part in zip(parts, of_parts, strict=True):
-            put[rows_R] = part  # type: ignore[assignment]  # parts are alike
+            put[rows_R] = part
         return put
 
-    logits_BNV = whole([said.logits_BNV for _, said in parts])
-    assert logits_BNV is not None
+    def if_any(of_parts: Sequence[Tensor | None]) -> Tensor | None:
+        there = [part for part in of_parts if part is not None]
+        return whole(there) if there else None
+
+    sparse = [one.sparsity for one in said if one.sparsity is not None]
     return Prediction(
-        logits_BNV,
-        whole([said.layers_BN for _, said in parts]),
-        whole([said.remainder_BN for _, said in parts]),
+        whole([one.logits_BNV for one in said]),
+        if_any([one.layers_BN for one in said]),
+        if_any([one.remainder_BN for one in said]),
         tuple(
-            Routing(sum(r.count_E for r in layer), sum(r.probability_E for r in layer))  # type: ignore[arg-type]
-            for layer in zip(*(said.routing for _, said in parts), strict=True)
+            Routing(sum(r.count_E for r in layer), sum(r.probability_E for r in layer))
+            for layer in zip(*(one.routing for one in said), strict=True)
         ),
+        exits=tuple(whole(exit) for exit in zip(*(one.exits for one in said), strict=True)),
+        sparsity=Sparsity(*(whole(x) for x in zip(*sparse, strict=True))) if sparse else None,
     )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bkray.errors import ConfigError
 from bkray.nn.block import Block
-from bkray.nn.depth import Deep
+from bkray.nn.depth import Deep, Sparsity
 from bkray.nn.moe import Routing
 
 EMBEDDING_STD = 0.02
@@ -41,10 +41,17 @@ class Prediction(NamedTuple):
     """One entry per layer with experts."""
     lengths: Lengths | None = None
     """How many sites of each row were computed, where that is learned."""
+    exits: tuple[Tensor, ...] = ()
+    """Early exit in training only: the logits of all heads but the last one, each (B, N, V)."""
+    sparsity: Sparsity | None = None
+    """Which tokens the layers computed, where that is learned."""
 
 
 class DepthPolicy(Protocol):
-    """Runs the blocks over the hidden states and says how deep each token went."""
+    """Runs the blocks over the hidden states and says how deep each token went.
+
+    A policy with ``reads = True`` is also given ``read``, the model's norm and head.
+    """
 
     def __call__(
         self, blocks: Sequence[Block], hidden_BND: Tensor, position_BN: Tensor
@@ -108,13 +115,21 @@ class LanguageModel(nn.Module):
                 f"position=learned knows {self.positions.num_embeddings} positions, "
                 f"got {n_sites} tokens: raise model.n_seq or use another position"
             )
-        return hidden_BND + self.positions(sites_of(hidden_BND))
+        placed_BND: Tensor = hidden_BND + self.positions(sites_of(hidden_BND))
+        return placed_BND
 
     def run(self, hidden_BND: Tensor) -> Prediction:
         """Return what the layers and the head make of embedded tokens."""
-        deep = self.depth(list(self.blocks), hidden_BND, sites_of(hidden_BND))  # type: ignore[arg-type]
-        logits_BNV = self.read(deep.hidden_BND)
-        return Prediction(logits_BNV, deep.layers_BN, deep.remainder_BN, deep.routing)
+        head = {"read": self.read} if getattr(self.depth, "reads", False) else {}
+        deep = self.depth(list(self.blocks), hidden_BND, sites_of(hidden_BND), **head)  # type: ignore[arg-type]
+        return Prediction(
+            self.read(deep.hidden_BND) if deep.logits_BNV is None else deep.logits_BNV,
+            deep.layers_BN,
+            deep.remainder_BN,
+            deep.routing,
+            exits=deep.exits,
+            sparsity=deep.sparsity,
+        )
 
     def read(self, hidden_BND: Tensor) -> Tensor:
         """Return the logits that the head reads off hidden states."""

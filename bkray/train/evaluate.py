@@ -1,12 +1,18 @@
-"""Loss on fixed windows, in evaluation mode, and what the depth policy did there."""
+"""Loss on fixed windows, in evaluation mode, and how much of the model was run there.
+
+Letters: W windows, B of them at once, N sites, V vocabulary, K bins of the length, L layers, C
+numbers of a window.
+"""
 
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from bkray.nn.lm import Prediction
 from bkray.train.step import token_loss_nats
 from bkray.train.team import ALONE, Team
 
@@ -25,82 +31,184 @@ def evaluate(
     *,
     batch_size: int,
     autocast: torch.autocast,
+    kinds: Sequence[str] = (),
     team: Team = ALONE,
 ) -> Evaluation:
-    """Score every window, ``batch_size`` at a time; the model is left in the mode it came in.
+    """Score every site of every window, ``batch_size`` windows at a time, and keep the mode.
 
-    A ``team`` shares the windows. The histogram of layers is returned as
-    ``act/share_at_layer_<l>``, for policies that say it.
+    A ``team`` shares the windows. Window ``w`` is of ``kinds[w % len(kinds)]``, and each kind is
+    told apart as ``kinds/<kind>/...``. A model that computes a part of the sites says so as
+    ``length/...``; the layers that sites ran through are ``act/...`` of a policy that halts, and
+    ``depth/...`` of any other that does not run all of them. Sites that were not computed ran
+    through none.
     """
     own = slice(team.rank, None, team.size)
-    tallies = team.gather(
-        _tally(model, inputs_WN[own], targets_WN[own], batch_size=batch_size, autocast=autocast)
+    parts = team.gather(
+        _score(model, inputs_WN[own], targets_WN[own], batch_size=batch_size, autocast=autocast)
     )
-    loss_nats = sum(tally.loss_nats for tally in tallies) / targets_WN.numel()
-    longest = max(len(tally.n_tokens_at_layer) for tally in tallies)
-    counts = [0] * longest
-    for tally in tallies:
-        for layer, n_tokens in enumerate(tally.n_tokens_at_layer):
-            counts[layer] += n_tokens
-    if not counts:
-        return Evaluation(loss_nats, {})
-    return Evaluation(loss_nats, depth_metrics(counts, sum(t.remainder for t in tallies)))
+    score, n_sites = _together(parts, len(targets_WN)), targets_WN.shape[1]
+    row = Row(*score.row_WC.unbind(1))
+    metrics: dict[str, float] = {}
+    if score.halts:
+        metrics |= depth_metrics(score.n_tokens_at_layer, float(row.remainder.sum()))
+    elif score.n_tokens_at_layer and (score.bins or _is_cut_short(score, model)):
+        metrics |= depth_metrics(score.n_tokens_at_layer, None)
+    if score.bins:
+        metrics |= _length_metrics(row, n_sites, score.bins)
+    for place, kind in enumerate(kinds[: len(targets_WN)]):
+        of_kind = Row(*score.row_WC[place :: len(kinds)].unbind(1))
+        metrics |= _kind_metrics(of_kind, n_sites, f"kinds/{kind}", bool(score.bins))
+    return Evaluation(float(row.loss_nats.mean()) / n_sites, metrics)
 
 
-class _Tally(NamedTuple):
-    """Sums over tokens: what processes of a team can add up."""
+class Row(NamedTuple):
+    """The numbers of each window, (W,): sums over its sites."""
 
-    loss_nats: float
+    inside_nats: Tensor
+    """Loss of the computed sites; that of the others, answered cheaply, is ``beyond_nats``."""
+    beyond_nats: Tensor
+    computed: Tensor
+    """Sites."""
+    remainder: Tensor
+
+    @property
+    def loss_nats(self) -> Tensor:
+        return self.inside_nats + self.beyond_nats
+
+
+class _Score(NamedTuple):
+    """What was seen, on the host."""
+
+    row_WC: Tensor
     n_tokens_at_layer: list[int]
-    """How many tokens ran through so many layers, from 0; empty where the policy says nothing."""
-    remainder: float
+    """How many tokens ran through so many layers, from 0; empty where the model says nothing."""
+    bins: list[int]
+    """Lengths in sites that were chosen from; empty where the length is fixed."""
+    halts: bool
+
+
+def _together(parts: Sequence[_Score], n_windows: int) -> _Score:
+    """Return what a team saw, the windows in their order."""
+    row_WC = torch.empty(n_windows, len(Row._fields), dtype=torch.float64)
+    for rank, part in enumerate(parts):
+        row_WC[rank :: len(parts)] = part.row_WC
+    counts = zip_longest(*(part.n_tokens_at_layer for part in parts), fillvalue=0)
+    first = parts[0]  # it has a window, if anybody has
+    return _Score(row_WC, [sum(of_layer) for of_layer in counts], first.bins, first.halts)
 
 
 @torch.no_grad()
-def _tally(
+def _score(
     model: nn.Module,
     inputs_WN: Tensor,
     targets_WN: Tensor,
     *,
     batch_size: int,
     autocast: torch.autocast,
-) -> _Tally:
+) -> _Score:
     if len(inputs_WN) == 0:  # a team with more processes than windows
-        return _Tally(0.0, [], 0.0)
+        return _Score(torch.empty(0, len(Row._fields), dtype=torch.float64), [], [], False)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    sums = [torch.zeros((), dtype=torch.float64, device=device)]
+    rows: list[Tensor] = []
     layers: list[Tensor] = []
-    remainder = torch.zeros((), dtype=torch.float64, device=device)
     for inputs, targets in zip(
         torch.split(inputs_WN, batch_size), torch.split(targets_WN, batch_size), strict=True
     ):
         with autocast:
-            prediction = model(inputs.to(device))
-        sums.append(token_loss_nats(prediction, targets.to(device)).double().sum())
-        if prediction.layers_BN is not None and prediction.remainder_BN is not None:
-            layers.append(prediction.layers_BN.flatten())
-            remainder = remainder + prediction.remainder_BN.double().sum()
+            prediction: Prediction = model(inputs.to(device))
+        loss_BN = token_loss_nats(prediction, targets.to(device)).double()
+        rows.append(torch.stack(_row(prediction, loss_BN), dim=1))
+        layers += (
+            [prediction.layers_BN.flatten().long()] if prediction.layers_BN is not None else []
+        )
     model.train(was_training)
-    counts = torch.cat(layers).bincount().tolist() if layers else []
-    return _Tally(float(torch.stack(sums).sum()), counts, float(remainder))
+    return _on_host(torch.cat(rows), layers, prediction, targets_WN.shape[1])
 
 
-def depth_metrics(counts: Sequence[int], remainder: float) -> dict[str, float]:
-    """Return ponder cost, and mean, spread and histogram of the layers that tokens ran through.
+def _on_host(
+    row_WC: Tensor, layers: Sequence[Tensor], prediction: Prediction, n_sites: int
+) -> _Score:
+    """Copy what was seen from the device, all at once: each copy waits for it."""
+    parts = [row_WC.flatten(), row_WC.new_empty(0), row_WC.new_empty(0)]
+    if layers:
+        parts[1] = torch.cat(list(layers)).bincount().double()
+    if prediction.lengths is not None:
+        parts[2] = prediction.lengths.bins_K.clamp(max=n_sites).double()
+    flat = torch.cat(parts).cpu()
+    row_F, count_L, bins_K = torch.split(flat, [len(part) for part in parts])
+    return _Score(
+        row_F.view(row_WC.shape),
+        count_L.long().tolist(),
+        sorted(set(bins_K.long().tolist())),
+        prediction.remainder_BN is not None,
+    )
 
-    ``counts[l]`` tokens ran through ``l`` layers; ``remainder`` is summed over all of them.
+
+def _row(prediction: Prediction, loss_BN: Tensor) -> Row:
+    n_rows, n_sites = loss_BN.shape
+    computed_B = loss_BN.new_full((n_rows,), n_sites)
+    remainder_B = loss_BN.new_zeros(n_rows)
+    if prediction.lengths is not None:
+        computed_B = prediction.lengths.computed_B.double()
+    if prediction.remainder_BN is not None:
+        remainder_B = prediction.remainder_BN.double().sum(1)
+    is_inside_BN = torch.arange(n_sites, device=loss_BN.device) < computed_B[:, None]
+    return Row(
+        loss_BN.where(is_inside_BN, 0).sum(1),
+        loss_BN.where(~is_inside_BN, 0).sum(1),
+        computed_B,
+        remainder_B,
+    )
+
+
+def _is_cut_short(score: _Score, model: nn.Module) -> bool:
+    """Whether a token did not run through all blocks of the model, so far as it shows them."""
+    counts, n_blocks = score.n_tokens_at_layer, len(getattr(model, "blocks", ()))
+    return counts[n_blocks:] != [sum(counts)]
+
+
+def depth_metrics(counts: Sequence[int], remainder: float | None) -> dict[str, float]:
+    """Return mean and histogram of the layers that tokens ran through, and more of halting ones.
+
+    ``counts[l]`` tokens ran through ``l`` layers; ``remainder`` is what halting left over, summed
+    over all of them, and gives the ponder cost. ``None`` for a policy that does not halt.
     """
     n_tokens = sum(counts)
     mean = sum(depth * n for depth, n in enumerate(counts)) / n_tokens
-    variance = sum((depth - mean) ** 2 * n for depth, n in enumerate(counts)) / n_tokens
+    shares = {depth: n / n_tokens for depth, n in enumerate(counts)}
+    if remainder is None:
+        return {
+            "depth/avg_layers_executed": mean,
+            **{f"depth/share_at_layer_{depth}": share for depth, share in shares.items()},
+        }
+    variance = sum((depth - mean) ** 2 * share for depth, share in shares.items())
     return {
         "act/ponder_cost": mean + remainder / n_tokens,
         "act/avg_layers_executed": mean,
         "act/std_layers_executed": math.sqrt(variance),
-        **{
-            f"act/share_at_layer_{depth}": counts[depth] / n_tokens
-            for depth in range(1, len(counts))
-        },
+        **{f"act/share_at_layer_{depth}": shares[depth] for depth in range(1, len(counts))},
     }
+
+
+def _length_metrics(row: Row, n_sites: int, bins: Sequence[int]) -> dict[str, float]:
+    n_inside = float(row.computed.sum())
+    n_beyond = len(row.computed) * n_sites - n_inside
+    metrics = {
+        "length/avg_length": float(row.computed.mean()),
+        "length/share_beyond": n_beyond / (n_inside + n_beyond),
+        "length/loss_inside_nats": float(row.inside_nats.sum()) / n_inside,
+        **{f"length/share_at_{n}": float((row.computed == n).double().mean()) for n in bins},
+    }
+    if n_beyond:
+        metrics["length/loss_beyond_nats"] = float(row.beyond_nats.sum()) / n_beyond
+    return metrics
+
+
+def _kind_metrics(row: Row, n_sites: int, name: str, is_learned: bool) -> dict[str, float]:
+    loss_nats = row.loss_nats.mean() / n_sites
+    metrics = {f"{name}/loss_nats": float(loss_nats), f"{name}/ppl": float(loss_nats.exp())}
+    if is_learned:
+        metrics[f"{name}/avg_length"] = float(row.computed.mean())
+    return metrics

@@ -9,15 +9,20 @@ from torch import Tensor
 from bkray.config import ModelConfig
 from bkray.nn.lm import Lengths, Prediction
 from bkray.ops.length import loss_table, repeated_loss_table
+TEMPERATURE = 0.25
+"""Weight of the entropy of ``q``, as a share of the row's own range of costs. The best ``q`` is then
+at most ``e^4`` times as sure of the cheapest bin as of the dearest one. Without it a bin that is bad
+while the layers know nothing yet is given up for good (docs/log.md)."""
+
 
 def length_losses(
     prediction: Prediction, loss_BN: Tensor, targets_BN: Tensor, knobs: ModelConfig
 ) -> dict[str, Tensor]:
     """Return ``total``, which is trained on, and what it is made of.
 
-    ``E_q[L(k)] / N + length_penalty * E_q[n_k] / max_seq_len``, a mean over the rows of which every
-    site was computed: they alone know the loss of every bin. ``q`` is the softmax over the bins, or
-    a straight-through sample of it (``length_gradient=gumbel``). The loss inside a cut teaches the
+    ``E_q[L(k)] / N + length_penalty * E_q[n_k] / max_seq_len - temperature * entropy(q)``, a mean
+    over the rows of which every site was computed: they alone know the loss of every bin. ``q`` is
+    the softmax over the bins, or a straight-through sample of it (``length_gradient=gumbel``). The loss inside a cut teaches the
     predictor alone, what lies behind it also the answer given there.
     """
     lengths = prediction.lengths
@@ -26,7 +31,10 @@ def length_losses(
     share_BK = bin_shares(lengths.logit_BK, knobs.length_gradient or "exact")
     costs_BK = costs(prediction, loss_BN, targets_BN, knobs.length_penalty or 0.0)
     whole_B = (lengths.computed_B == lengths.bins_K[-1].clamp(max=n_sites)).to(costs_BK.dtype)
-    expected_B = (share_BK * costs_BK).sum(1)
+    entropy_B = torch.special.entr(lengths.logit_BK.softmax(1)).sum(1)
+    cheapest_B, dearest_B = costs_BK.detach().aminmax(dim=1)
+    warmth_B = TEMPERATURE * (dearest_B - cheapest_B)
+    expected_B = (share_BK * costs_BK).sum(1) - warmth_B * entropy_B
     return {
         "total": (expected_B * whole_B).sum() / whole_B.sum().clamp(min=1),
         "length/expected_length": (share_BK * lengths.bins_K).sum(1).mean(),

@@ -125,6 +125,7 @@ def validate(run: Run) -> EvalDone:
         targets_WN,
         batch_size=run.config.train.batch_size,
         autocast=run.autocast,
+        kinds=run.kinds,
         team=run.team,
     )
     progress = run.progress

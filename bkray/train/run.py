@@ -1,6 +1,6 @@
 """A running trial: all that it holds, and how it takes one step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +46,8 @@ class Run:
     optimizer: torch.optim.Optimizer
     batches: Batches
     validation: Part
+    kinds: Sequence[str]
+    """Of the validation windows, in turn; empty where they are all of one."""
     vocabulary: Vocabulary
     unigram_nats: float
     """Entropy of the training tokens: where a model is that has learnt their frequencies alone."""

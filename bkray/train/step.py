@@ -96,12 +96,18 @@ def losses(
 ) -> Numbers:
     """Return ``total``, which is trained on, and its parts, each a mean over tokens.
 
-    ``loss_nats`` is the cross-entropy; ``act/ponder_cost`` layers run plus remainder (Graves
-    2016); ``moe/balance`` is 1 for an even router and ``E`` for one that knows a single expert.
+    ``loss_nats`` is the cross-entropy, of the last head where there are several;
+    ``act/ponder_cost`` layers run plus remainder (Graves 2016); ``sparsity/share_computed`` the
+    share of tokens that a scored layer computes; ``moe/balance`` is 1 for an even router and ``E``
+    for one that knows a single expert.
     """
     loss_BN = token_loss_nats(prediction, targets_BN)
     numbers = {"loss_nats": loss_BN.mean()}
     total = numbers["loss_nats"]
+    if prediction.exits:
+        early = [token_loss_nats(Prediction(exit), targets_BN).mean() for exit in prediction.exits]
+        numbers |= {f"exit/loss_nats_at_head_{i}": loss for i, loss in enumerate(early, start=1)}
+        total = with_exits(total, early, knobs.exit_weight or 0.0)
     layers_BN, remainder_BN = prediction.layers_BN, prediction.remainder_BN
     if layers_BN is not None and remainder_BN is not None:
         numbers["act/avg_layers_executed"] = layers_BN.to(total.dtype).mean()
@@ -111,11 +117,20 @@ def losses(
     if prediction.lengths is not None:
         numbers |= length_losses(prediction, loss_BN, targets_BN, knobs)
         total = total + numbers.pop("total")
+    if prediction.sparsity is not None:
+        numbers["sparsity/share_computed"] = prediction.sparsity.computed_B.mean()
+        cost = prediction.sparsity.probability_B.mean()
+        total = total + (knobs.sparsity_lambda or 0.0) * cost
     if prediction.routing:
         numbers["moe/balance"] = balance(prediction, load_LE, targets_BN.numel())
         total = total + (knobs.balance_weight or 0.0) * numbers["moe/balance"]
     numbers["total"] = total
     return numbers
+
+
+def with_exits(last: Tensor, early: Sequence[Tensor], weight: float) -> Tensor:
+    """Return the mean loss over all heads, an early one with ``weight`` times the last one's."""
+    return (last + weight * torch.stack(list(early)).sum()) / (1 + weight * len(early))
 
 
 def token_loss_nats(prediction: Prediction, targets_BN: Tensor) -> Tensor:

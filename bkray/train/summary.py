@@ -68,6 +68,7 @@ def summary(trial: Run, measured: dict[str, float], peak_mib: float) -> dict[str
         "best_val_ppl": _exp(progress.best_val_loss_nats),
         "final_val_loss_nats": progress.final_val_loss_nats,
         "avg_layers_executed": _layers_executed(trial),
+        "avg_predicted_length": progress.metrics.get("length/avg_length"),
         "speedup_estimate": measured.get("speed/speedup_estimate"),
         "speedup_measured": measured.get("speed/speedup_measured"),
         "tokens_per_second": progress.tokens / progress.train_seconds if steps else None,
@@ -88,10 +89,17 @@ def summary(trial: Run, measured: dict[str, float], peak_mib: float) -> dict[str
 
 
 def _layers_executed(trial: Run) -> float | None:
-    """Return the mean over the validation tokens; ``None`` where nobody has counted."""
-    model = trial.config.model
-    dense = float(model.n_layers) if model.depth == "dense" and model.n_layers else None
-    return trial.progress.metrics.get("act/avg_layers_executed", dense)
+    """Return the mean over the validation tokens; ``None`` where nobody has counted.
+
+    An evaluation that says nothing of layers has seen every token run through all of them.
+    """
+    model, progress = trial.config.model, trial.progress
+    for name in ("act/avg_layers_executed", "depth/avg_layers_executed"):
+        if name in progress.metrics:
+            return progress.metrics[name]
+    is_fixed = model.depth == "dense" and model.length == "fixed"
+    is_known = is_fixed or progress.final_val_loss_nats is not None
+    return float(model.n_layers) if is_known and model.n_layers else None
 
 
 def _exp(loss_nats: float | None) -> float | None:

@@ -71,6 +71,10 @@ def stdlib(folder: Path) -> str:
     return "stdlib"
 
 
+def mixture(folder: Path) -> str:
+    return "mixture"
+
+
 def tinyshakespeare(folder: Path) -> str:
     return _real("tinyshakespeare/input.txt")
 
@@ -86,7 +90,7 @@ def _real(name: str) -> str:
 
 
 CORPORA = [one_file, many_files, few_files, wikitext_layout, wikitext_parquet, without_train]
-CORPORA += [stdlib, tinyshakespeare, wikitext2_small]
+CORPORA += [stdlib, mixture, tinyshakespeare, wikitext2_small]
 
 
 @pytest.fixture(params=CORPORA, ids=lambda make: make.__name__)
@@ -102,10 +106,15 @@ def corpus(place: str) -> Corpus:
     return read(place)
 
 
-def test_every_split_is_text(corpus: Corpus) -> None:
+def test_every_split_is_text_or_whole_segments(corpus: Corpus) -> None:
     assert {"train", "valid"} <= set(corpus.texts) <= set(SPLITS)
+    assert (corpus.segment is None) == (corpus.kinds == ())
     for split in corpus.texts:
-        assert len(corpus.text(split).decode()) > N_SEQ
+        assert len(corpus.text(split)) > N_SEQ
+        if corpus.segment is None:
+            corpus.text(split).decode()
+        else:
+            assert len(corpus.text(split)) % (corpus.segment * len(corpus.kinds)) == 0
 
 
 def test_training_text_is_the_largest_part(corpus: Corpus) -> None:
@@ -125,14 +134,19 @@ def test_reading_again_gives_the_same_text(corpus: Corpus, place: str) -> None:
     assert again.fingerprint == corpus.fingerprint
 
 
-def test_max_bytes_cuts_the_training_text_alone_and_at_a_character(place: str) -> None:
-    whole = read(place)
-    for max_bytes in range(1024, 1032):
+def test_max_bytes_cuts_the_training_text_alone_and_at_a_character_or_segment(
+    corpus: Corpus, place: str
+) -> None:
+    whole = corpus
+    for max_bytes in range(1032, 1040):
         cut = read(place, max_bytes=max_bytes)
         train = cut.text("train")
-        assert max_bytes - 4 < len(train) <= max_bytes
+        assert max_bytes - (whole.segment or 4) < len(train) <= max_bytes
         assert whole.text("train").startswith(train)
-        train.decode()
+        if whole.segment is None:
+            train.decode()
+        else:
+            assert len(train) % whole.segment == 0
         assert {**cut.texts, "train": b""} == {**whole.texts, "train": b""}
         assert cut.fingerprint != whole.fingerprint
 
@@ -148,6 +162,7 @@ def test_bytes_come_back_exactly_from_the_cache(
 ) -> None:
     shards = prepare(DataConfig(corpus=place), N_SEQ, tmp_path / "cache")
     assert shards.vocab_size == 256
+    assert (shards.segment, shards.kinds) == (corpus.segment, corpus.kinds)
     for split, text in corpus.texts.items():
         assert shards.tokens(split).dtype == np.uint8
         assert shards.vocabulary.decode(shards.tokens(split)) == text
@@ -156,6 +171,10 @@ def test_bytes_come_back_exactly_from_the_cache(
 
 def test_known_words_come_back_from_the_cache(corpus: Corpus, place: str, tmp_path: Path) -> None:
     config = DataConfig(corpus=place, tokenizer="words", vocab_size=300)
+    if corpus.kinds:
+        with pytest.raises(DataError, match=r"use data\.tokenizer=bytes"):
+            prepare(config, N_SEQ, tmp_path / "cache")
+        return
     shards = prepare(config, N_SEQ, tmp_path / "cache")
     assert 2 < shards.vocab_size <= 300
     for split, text in corpus.texts.items():

@@ -1,21 +1,28 @@
-"""What every language model that ships must do: each mixer x depth policy x experts x positions.
+"""What every language model that ships must do: each mixer x feature x experts x positions.
 
 Letters: B batch, N sites, V vocabulary. Equality is judged in float64, where routing and halting
 do not flip by rounding.
 """
 
-import itertools
 from typing import Any
 
 import pytest
 import torch
+from combinations import (
+    COMBINATIONS,
+    DEPTHS,
+    Combination,
+    adapts,
+    combined,
+    config_of,
+    within,
+)
 from tiny import (
     GO,
     MIXERS,
     STOP,
     VOCABULARY,
     random_tokens,
-    steer,
     tiny_config,
     tiny_model,
     uneven_rows,
@@ -28,31 +35,9 @@ from bkray.nn.build import feed_forward
 from bkray.nn.depth import DenseDepth
 from bkray.nn.lm import LanguageModel, Prediction
 from bkray.nn.own_model import largest_leak
+from bkray.train.step import losses, token_loss_nats
 
 SITES = 16
-EXPERTS: dict[str, dict[str, Any]] = {
-    "one": {},
-    "4 top 1": {"n_experts": 4, "top_k": 1},
-    "4 top 2": {"n_experts": 4, "top_k": 2},
-}
-POSITIONS = {mixer: ("none", "learned") for mixer in MIXERS} | {
-    "attention": ("none", "learned", "rope")
-}
-COMBINATIONS = [
-    (mixer, depth, experts, position)
-    for mixer, depth, experts in itertools.product(MIXERS, ("dense", "act"), EXPERTS)
-    for position in POSITIONS[mixer]
-]
-
-
-def combined(combination: tuple[str, str, str, str], **further: Any) -> LanguageModel:
-    """Return the model of a combination; with ACT it halts very differently at each token."""
-    mixer, depth, experts, position = combination
-    knobs = {"depth": depth, "position": position, **EXPERTS[experts], **further}
-    model = tiny_model(mixer, **knobs)
-    if depth == "act":
-        steer(model)
-    return model
 
 
 @pytest.fixture(params=COMBINATIONS, ids="-".join)
@@ -60,7 +45,7 @@ def combination(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-def tolerance(combination: tuple[str, str, str, str]) -> float:
+def tolerance(combination: Combination) -> float:
     """Exact where nothing is gathered; else sums may be taken in another order."""
     _, depth, experts, _ = combination
     return 0.0 if (depth, experts) == ("dense", "one") else 1e-10
@@ -100,33 +85,51 @@ def test_a_row_alone_says_what_it_says_in_its_batch(combination: Any) -> None:
 def test_a_prefix_alone_says_what_it_says_in_the_whole(combination: Any) -> None:
     model, tokens = combined(combination), uneven_rows(SITES)
     whole = model(tokens).logits_BNV
-    for n_sites in (1, 2, 7):
+    for n_sites in (1, 2, 7, 12):
         said = model(tokens[:, :n_sites]).logits_BNV
         assert (said - whole[:, :n_sites]).abs().max() <= 1e-10
+
+
+@torch.no_grad()
+def test_every_token_is_scored_however_little_is_computed(combination: Any) -> None:
+    model, tokens = combined(combination), uneven_rows(SITES)
+    for mode in (True, False):
+        prediction = model.train(mode)(tokens)
+        loss_BN = token_loss_nats(prediction, tokens)
+        assert loss_BN.shape == prediction.layers_BN.shape == tokens.shape
+        assert loss_BN.isfinite().all()
+        assert all(exit.shape == prediction.logits_BNV.shape for exit in prediction.exits)
 
 
 def test_layers_are_whole_numbers_from_1_to_all(combination: Any) -> None:
     model = combined(combination)
     prediction: Prediction = model(uneven_rows(SITES))
-    assert prediction.layers_BN is not None
-    assert not prediction.layers_BN.is_floating_point()
-    assert prediction.layers_BN.min() >= 1
-    assert prediction.layers_BN.max() <= len(model.blocks)
-    if combination[1] == "dense":
-        assert prediction.remainder_BN is None
-        assert (prediction.layers_BN == len(model.blocks)).all()
-    else:
-        assert (prediction.layers_BN[0] == 1).all(), "the row of STOP halts at once"
-        assert (prediction.layers_BN[1] == len(model.blocks)).all(), "the row of GO never halts"
-        assert prediction.layers_BN[2:].unique().tolist() == [1, 2, 3]
+    layers_BN, feature = prediction.layers_BN, combination[1]
+    assert layers_BN is not None
+    assert not layers_BN.is_floating_point()
+    assert layers_BN.max() == len(model.blocks)
+    assert (prediction.remainder_BN is None) is ("act" not in feature)
+    if prediction.lengths is not None:
+        behind = torch.arange(SITES) >= prediction.lengths.computed_B[:, None]
+        assert prediction.lengths.computed_B.unique().numel() > 1
+        assert (layers_BN[behind] == 0).all()
+        layers_BN = layers_BN.masked_fill(behind, 1)
+    assert layers_BN.min() >= 1
+    if not adapts(combination):
+        site_0 = 2 if "multiscale" in feature else len(model.blocks)
+        assert (prediction.layers_BN[:, 0] == site_0).all()
+        assert (prediction.layers_BN[:, 1:5] == len(model.blocks)).all()
+    elif prediction.lengths is None:
+        least = 1 if "multiscale" not in feature or "exit" in feature else 2 + ("act" in feature)
+        assert (layers_BN[0, 1:] == least).all(), "the row of STOP stops as soon as it can"
+        assert (layers_BN[1, 1:] == len(model.blocks)).all(), "the row of GO never stops"
+        assert layers_BN[2:].unique().numel() >= (3 if feature in ("act", "exit") else 2)
 
 
 def test_every_parameter_gets_a_gradient(combination: Any) -> None:
-    torch.manual_seed(0)
-    model = combined(combination)
-    prediction = model(uneven_rows(SITES))
-    weights = torch.randn(prediction.logits_BNV.shape, dtype=torch.float64)
-    torch.autograd.backward((prediction.logits_BNV * weights).sum())
+    tokens, knobs = uneven_rows(SITES), config_of(combination)
+    model = combined(combination).train()
+    torch.autograd.backward(losses(model(tokens), tokens.roll(-1, 1), knobs, None)["total"])
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         # which expert is asked, and which channel a steered halting unit reads, are up to chance
@@ -140,20 +143,23 @@ def test_a_nan_comes_out(combination: Any) -> None:
     tokens[0, 6] = STOP
     tokens[:, 7:] = GO
     tokens[1] = GO
-    model.embedding.weight[STOP, 3] = torch.nan
+    within(model).embedding.weight[STOP, 3] = torch.nan
     said = model(tokens).logits_BNV
     assert said[0, 6].isnan().all()
     assert said[1].isfinite().all(), "the other row does not hold that token"
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
-@pytest.mark.parametrize("depth", ["dense", "act"])
-@pytest.mark.parametrize("experts", EXPERTS)
-def test_bf16_autocast_trains(mixer: str, depth: str, experts: str) -> None:
-    model = combined((mixer, depth, experts, "none")).float()
+@pytest.mark.parametrize(
+    "combination",
+    [c for c in COMBINATIONS if c[1] not in DEPTHS or c[3] == "none"],
+    ids="-".join,
+)
+def test_bf16_autocast_trains(combination: Any) -> None:
+    model, tokens = combined(combination).float(), uneven_rows(SITES)
     with torch.autocast("cpu", torch.bfloat16):
-        logits = model(uneven_rows(SITES)).logits_BNV
-    torch.autograd.backward(logits.float().square().mean())
+        assert model(tokens).logits_BNV.dtype == torch.bfloat16 or "learned" in combination[1]
+        said = losses(model.train()(tokens), tokens, config_of(combination), None)
+    torch.autograd.backward(said["total"])
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert max(float(gradient.abs().max()) for gradient in gradients) > 0

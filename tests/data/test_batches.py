@@ -1,5 +1,7 @@
 """Batches: every token once an epoch, exact resume, and fixed validation windows."""
 
+import hashlib
+from collections.abc import Iterable
 from itertools import islice
 
 import numpy as np
@@ -114,3 +116,98 @@ def test_validation_windows_never_share_a_target_and_are_as_many_as_fit(n_tokens
     _, targets_WN = validation_windows(TOKENS[:n_tokens], 10, 1000)
     assert len(targets_WN) == (n_tokens - 1) // 10
     assert len(targets_WN.unique()) == targets_WN.numel()
+
+
+def digest_of(batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for inputs, targets in batches:
+        digest.update(inputs.numpy().tobytes())
+        digest.update(targets.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_running_text_gives_the_batches_it_always_gave() -> None:
+    """A trial that is resumed with another version of bkray must see the same tokens."""
+    made = [Batches(TOKENS, *given) for given in ((10, 4, 5), (64, 16, 0), (1002, 2, 1))]
+    assert digest_of(batch for batches in made for batch in first(40, batches)) == (
+        "0fa109dbc03ca3e98ebce50fa5548f7dc2587e96d66a55279358fa9546e526d9"
+    )
+    windows = [validation_windows(TOKENS, *given) for given in ((10, 5), (64, 1000), (1002, 3))]
+    assert digest_of(windows) == "1862000c0e4648dbe477a8e4c04dd8b12ee932e8c306f55883a1404e4c64ad04"
+
+
+SEGMENT = 33
+KINDS = ("a", "b", "c")
+SEGMENTED = np.arange(30 * SEGMENT, dtype=np.uint16)
+"""Ten segments of each kind; a token says where it stands."""
+
+
+def segments_of(tokens: torch.Tensor) -> torch.Tensor:
+    return tokens // SEGMENT
+
+
+@pytest.mark.parametrize("n_seq", [2, 10, 31, 32])
+def test_no_window_lies_in_two_segments(n_seq: int) -> None:
+    batches = Batches(SEGMENTED, n_seq, 7, seed=0, segment=SEGMENT)
+    windows = validation_windows(SEGMENTED, n_seq, 10_000, segment=SEGMENT, kinds=KINDS)
+    for inputs, targets in [*first(200, batches), windows]:
+        assert torch.equal(targets, inputs + 1)
+        assert torch.equal(segments_of(inputs[:, 0]), segments_of(targets[:, -1]))
+
+
+def test_every_epoch_cuts_all_segments_alike_and_from_another_offset() -> None:
+    batches = Batches(SEGMENTED, 10, 1, seed=3, segment=SEGMENT)
+    starts: dict[int, list[int]] = {}
+    for inputs, _ in islice(batches, 700):
+        starts.setdefault(batches.state()["epoch"], []).append(int(inputs[0, 0]))
+    del starts[max(starts)]  # not at its end
+    offsets = {min(of_epoch) for of_epoch in starts.values()}
+    for of_epoch in starts.values():
+        offset = min(of_epoch)
+        assert sorted(of_epoch) == [
+            SEGMENT * segment + place for segment in range(30) for place in range(offset, 23, 10)
+        ]
+        assert of_epoch != sorted(of_epoch)
+    assert len(offsets) > 3
+    assert max(offsets) < 10
+
+
+@pytest.mark.parametrize("n_done", [0, 11, 12, 13, 40])
+def test_segments_resume_exactly(n_done: int) -> None:
+    whole = first(60, Batches(SEGMENTED, 10, 7, seed=1, segment=SEGMENT))
+    stopped = Batches(SEGMENTED, 10, 7, seed=1, segment=SEGMENT)
+    first(n_done, stopped)
+    resumed = Batches(SEGMENTED, 10, 7, seed=1, segment=SEGMENT)
+    resumed.restore(stopped.state())
+    assert_equal_batches(first(60 - n_done, resumed), whole[n_done:])
+
+
+@pytest.mark.parametrize(("n_seq", "n_windows"), [(10, 1), (10, 4), (10, 30), (32, 30), (10, 89)])
+def test_validation_windows_take_turns_of_kinds_and_spread_over_segments(
+    n_seq: int, n_windows: int
+) -> None:
+    inputs_WN, targets_WN = validation_windows(
+        SEGMENTED, n_seq, n_windows, segment=SEGMENT, kinds=KINDS
+    )
+    assert inputs_WN.shape == (n_windows, n_seq)
+    segment_W = segments_of(inputs_WN[:, 0])
+    assert torch.equal(segment_W % 3, torch.arange(n_windows) % 3)
+    assert len(targets_WN.unique()) == targets_WN.numel()
+    turn_W = segment_W[::3] // 3
+    assert turn_W[0] == 0
+    if n_windows > 3:
+        assert turn_W[-1] == 9
+        assert (turn_W.diff() - 9 / (len(turn_W) - 1)).abs().max() <= 1
+
+
+def test_segments_give_as_many_validation_windows_as_fit() -> None:
+    for n_seq, per_segment in ((10, 3), (16, 2), (17, 1), (32, 1)):
+        inputs_WN, _ = validation_windows(SEGMENTED, n_seq, 10_000, segment=SEGMENT, kinds=KINDS)
+        assert len(inputs_WN) == 30 * per_segment
+
+
+def test_a_window_longer_than_a_segment_is_an_error() -> None:
+    with pytest.raises(DataError, match=r"n_seq=33 does not fit .* 33 tokens: use at most 32"):
+        Batches(SEGMENTED, 33, 1, seed=0, segment=SEGMENT)
+    with pytest.raises(DataError, match=r"n_seq=33 does not fit"):
+        validation_windows(SEGMENTED, 33, 4, segment=SEGMENT, kinds=KINDS)

@@ -1,6 +1,7 @@
 """What speedups are relative to, and the columns of odd trials."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ def test_the_reference_is_the_trials_own_depth_unless_told() -> None:
     assert reference_layers(tiny_config(n_layers=2, speed_reference_layers=1)) == 1
 
 
-def columns(text: Path, **progress: Any) -> dict[str, Any]:
-    config = tiny_config(corpus=str(text))
+def columns(text: Path, knobs: Mapping[str, Any] = {}, **progress: Any) -> dict[str, Any]:
+    config = tiny_config(corpus=str(text), **knobs)
     trial = compose(config, prepare(config.data, 16), None)
     trial.progress = Progress(**progress)
     return summary(trial, {}, 1.0)
@@ -47,7 +48,7 @@ def test_a_trial_without_a_step_knows_no_rates(text: Path) -> None:
     assert unknown == {
         *("best_val_loss_nats", "best_val_ppl", "final_val_loss_nats", "speedup_estimate"),
         *("speedup_measured", "tokens_per_second", "grad_norm_mean", "grad_norm_std"),
-        *("ponder_cost", "spikes_per_1000_steps"),
+        *("ponder_cost", "spikes_per_1000_steps", "avg_predicted_length"),
     }
     assert said["steps"] == 0
 
@@ -83,3 +84,29 @@ def test_spikes_are_counted_per_thousand_steps(text: Path) -> None:
     assert said["spike_count"] == 3
     assert said["spikes_per_1000_steps"] == 60.0
     assert said["tokens_per_second"] == 400.0
+
+
+LEARNED = {"length": "learned", "length_bins": 4}
+SPREAD = {"act/std_layers_executed": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("knobs", "metrics", "layers"),
+    [
+        ({}, {}, 3.0),
+        ({"depth": "act"}, {"act/avg_layers_executed": 1.5} | SPREAD, 1.5),
+        (LEARNED, {"depth/avg_layers_executed": 0.75, "length/avg_length": 4.0}, 0.75),
+        ({**LEARNED, "depth": "act"}, {"act/avg_layers_executed": 0.5} | SPREAD, 0.5),
+    ],
+)
+def test_layers_are_a_mean_over_all_sites(
+    text: Path, knobs: dict[str, Any], metrics: dict[str, float], layers: float
+) -> None:
+    said = columns(text, knobs, final_val_loss_nats=1.0, metrics=metrics)
+    assert said["avg_layers_executed"] == layers
+    assert said["avg_predicted_length"] == metrics.get("length/avg_length")
+
+
+@pytest.mark.parametrize("knobs", [{"depth": "act"}, LEARNED])
+def test_what_nobody_has_counted_is_unknown(text: Path, knobs: dict[str, Any]) -> None:
+    assert columns(text, knobs)["avg_layers_executed"] is None

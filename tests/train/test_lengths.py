@@ -1,0 +1,110 @@
+"""What learned length is trained on. Letters: B batch, N sites, K bins."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import VOCABULARY, random_tokens, tiny_config
+from torch import Tensor
+
+from bkray.nn.build import built_in
+from bkray.nn.length import LearnedLength
+from bkray.nn.lm import Prediction
+from bkray.train.lengths import TEMPERATURE, bin_shares, costs
+from bkray.train.step import losses, token_loss_nats
+
+SITES = 16
+
+
+def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return six rows each of two tokens in turn, of the same with every third token replaced by
+    any other, and of any tokens: behind a cut they lose much, something, and nothing."""
+    draw = torch.Generator().manual_seed(seed)
+    pair = torch.randint(VOCABULARY, (12, 2), generator=draw).repeat(1, SITES)[:, : SITES + 1]
+    anything = random_tokens(12, SITES + 1, seed=seed)
+    noisy = torch.where(torch.arange(SITES + 1) % 3 == 0, anything[6:], pair[6:])
+    tokens = torch.cat([pair[:6], noisy, anything[:6]])
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def build(**knobs: Any) -> tuple[LearnedLength, Any]:
+    torch.manual_seed(0)
+    config = tiny_config(length="learned", length_bins=4, **knobs).model
+    model = built_in(config, VOCABULARY)
+    assert isinstance(model, LearnedLength)
+    return model, config
+
+
+def trained(steps: int = 300, **knobs: Any) -> LearnedLength:
+    model, config = build(**knobs)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(steps):
+        inputs, targets = batch(seed=step)
+        optimizer.zero_grad()
+        torch.autograd.backward(losses(model(inputs), targets, config, None)["total"])
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("gradient", ["exact", "gumbel"])
+@pytest.mark.parametrize("beyond", ["repeat", "shallow", "copy"])
+def test_a_gradient_reaches_every_parameter(gradient: str, beyond: str) -> None:
+    model, config = build(length_gradient=gradient, length_beyond=beyond)
+    inputs, targets = batch()
+    torch.autograd.backward(losses(model(inputs), targets, config, None)["total"])
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_the_expectation_is_exact_and_its_gradient_that_of_its_formula() -> None:
+    model, config = build(length_penalty=0.3)
+    model.double()
+    inputs, targets = batch()
+    said: Prediction = model(inputs)
+    assert said.lengths is not None
+    loss_BN = token_loss_nats(said, targets)
+    total = losses(said, targets, config, None)["total"]
+    share_BK = said.lengths.logit_BK.softmax(1)
+    cost_BK = costs(said, loss_BN, targets, 0.3)
+    ranges = (cost_BK.detach().amax(1) - cost_BK.detach().amin(1)).tolist()
+    plain = loss_BN.mean()
+    for row in range(len(inputs)):
+        warmth = TEMPERATURE * ranges[row]
+        for k in range(4):
+            q = share_BK[row, k]
+            plain = plain + q * (cost_BK[row, k] + warmth * q.log()) / len(inputs)
+    assert abs(total - plain) < 1e-12
+
+
+def test_a_higher_penalty_gives_shorter_rows_and_not_all_the_shortest() -> None:
+    lengths = []
+    for penalty in (0.02, 0.6, 4.0):
+        model = trained(length_penalty=penalty, length_beyond="repeat")
+        with torch.no_grad():
+            said: Prediction = model(batch(seed=10_000)[0])
+        assert said.lengths is not None
+        lengths.append(float(said.lengths.computed_B.double().mean()))
+    assert lengths[0] > lengths[1] > lengths[2], lengths
+    assert lengths[1] > 4, lengths
+
+
+def test_the_predictor_knows_rows_that_are_cheap_behind_a_cut() -> None:
+    model = trained(length_penalty=0.6, length_beyond="copy")
+    inputs, targets = batch(seed=10_000)
+    with torch.no_grad():
+        chosen: Prediction = model(inputs)
+        full: Prediction = model.train()(inputs)
+        cost_BK = costs(full, token_loss_nats(full, targets), targets, 0.6)
+    assert chosen.lengths is not None
+    at_B1 = chosen.lengths.logit_BK.argmax(1, keepdim=True)
+    best_B = cost_BK.min(1).values
+    regret = float((cost_BK.gather(1, at_B1)[:, 0] - best_B).mean() / best_B.mean())
+    assert 0 <= regret < 0.1
+
+
+def test_a_drawn_bin_counts_as_one_whole() -> None:
+    torch.manual_seed(0)
+    share_BK = bin_shares(torch.zeros(50, 4), "gumbel")
+    assert torch.equal(share_BK.sort(1).values[:, -1].round(), torch.ones(50))
+    assert len(share_BK.argmax(1).unique()) == 4
