@@ -298,6 +298,8 @@ class TrainConfig(_Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     speed_reference_layers: int | None = Field(None, ge=1)
     """Depth of the dense model that speedups are relative to; default: the trial's own depth."""
+    speed_reference_experts: int | None = Field(None, ge=1)
+    """Experts of that model; default: the trial's own."""
     on_spike: Literal["record", "skip_step", "rewind"] = "record"
     """After a loss more than twice the one before: go on, undo that step, or go back to the last
     good state and on from there with other data."""

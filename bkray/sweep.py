@@ -50,6 +50,11 @@ class Preset:
     sampler: str | None = None
 
 
+def no_space(trial: Trial) -> Overrides:
+    """Ask for nothing: the rivals are all there is to run."""
+    return {}
+
+
 def no_rivals(base: Overrides) -> Sequence[Arm]:
     """Return no rival."""
     return ()
@@ -61,14 +66,14 @@ class Sweep:
 
     ``grid`` is the space that ``--sampler grid`` walks, where it differs from ``space``. ``first``
     are points tried before the sampler is asked. ``rivals`` gets the base overrides and returns
-    the arms.
+    the arms; a sweep of arms alone has no ``space``, and presets of 0 trials.
     """
 
     name: str
-    space: Space
     objectives: tuple[Objective, ...]
     presets: Mapping[str, Preset]
     base: Overrides = field(default_factory=dict)
+    space: Space = no_space
     grid: Space | None = None
     first: tuple[Overrides, ...] = ()
     rivals: Callable[[Overrides], Sequence[Arm]] = no_rivals
@@ -85,6 +90,8 @@ def dense_depths(base: Overrides) -> list[Arm]:
     shared = {
         "model.depth": "dense",
         "model.length": "fixed",
+        "model.multiscale": False,
+        "model.sparsity": "off",
         "train.speed_reference_layers": reference,
     }
     return [

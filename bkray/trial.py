@@ -174,14 +174,12 @@ def compose(
     return trial
 
 
-def evaluate_checkpoint(folder: Path, split: str) -> tuple[int, Evaluation]:
-    """Return step and score of a trial's checkpoint on every window of ``split``.
-
-    ``split`` is ``valid`` or ``test``; windows are ``model.n_seq`` tokens long and do not overlap.
+def open_checkpoint(folder: Path) -> tuple[Run, Shards]:
+    """Return the trial of a folder as its checkpoint left it, and its corpus.
 
     Raises:
         ResumeError: the folder holds no trial or no checkpoint.
-        DataError: the corpus is gone or has no such split.
+        DataError: the corpus is gone.
     """
     description = folder / "config.json"
     if not description.exists():
@@ -193,7 +191,20 @@ def evaluate_checkpoint(folder: Path, split: str) -> tuple[int, Evaluation]:
     if trial.progress.step == 0:
         missing = f"{folder} has no checkpoint yet: {checkpoint.NAME} is missing"
         raise ResumeError(trial.warnings[0] if trial.warnings else missing)
-    n_seq = config.model.n_seq
+    return trial, shards
+
+
+def evaluate_checkpoint(folder: Path, split: str) -> tuple[int, Evaluation]:
+    """Return step and score of a trial's checkpoint on every window of ``split``.
+
+    ``split`` is ``valid`` or ``test``; windows are ``model.n_seq`` tokens long and do not overlap.
+
+    Raises:
+        ResumeError: the folder holds no trial or no checkpoint.
+        DataError: the corpus is gone or has no such split.
+    """
+    trial, shards = open_checkpoint(folder)
+    config, n_seq = trial.config, trial.config.model.n_seq
     n_fitting = max(1, (len(shards.tokens(split)) - 1) // n_seq)
     inputs_WN, targets_WN = _windows(shards, split, n_seq, n_fitting)
     score = evaluate(

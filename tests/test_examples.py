@@ -45,6 +45,19 @@ def test_the_act_demo_measures_thresholds_lambdas_and_the_standard_model(tmp_pat
     assert act == standard + halting_units
 
 
+@pytest.mark.slow
+def test_the_length_demo_compares_lengths_with_none(tmp_path: Path) -> None:
+    ended = say(str(ROOT / "examples" / "learned_length_demo.py"), "--quick", runs=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    table = [line.split() for line in ended.stdout.strip().splitlines()[-3:]]
+    assert [row[0] for row in table] == ["patterns", "walks", "both"]
+    for _, plain, whole, cut, length, estimated, measured in table:
+        assert all(1 < float(perplexity) < 100 for perplexity in (plain, whole, cut))
+        assert 16 <= float(length) <= 128
+        assert abs(float(estimated) - 128 / float(length)) < 0.02 * float(estimated)
+        assert float(measured) > 0
+
+
 def test_an_own_model_trains_by_its_dotted_path(tmp_path: Path) -> None:
     words = ["train", "model=examples.own_model:build", "options.width=24", "n_seq=32"]
     sizes = ["train.steps=12", "train.eval_every=6", "train.batch_size=4", "--json"]

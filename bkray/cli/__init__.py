@@ -10,6 +10,7 @@ from typing import NoReturn
 import typer
 from typer.exceptions import TyperException
 
+from bkray.cli.frontier import frontier
 from bkray.cli.look import evaluate, report, show, ui
 from bkray.cli.resume import resume
 from bkray.cli.sweep import sweep
@@ -26,6 +27,7 @@ app.command("resume", epilog="Example: bkray resume runs/act/20260101-120000-sma
 app.command("show", epilog="Example: bkray show runs/act/20260101-120000-small")(show)
 app.command("report", epilog="Example: bkray report runs/act/20260101-120000-small")(report)
 app.command("eval", epilog="Example: bkray eval runs/train/1a2b3c4d5e6f --split test")(evaluate)
+app.command("frontier", epilog="Example: bkray frontier runs/train/1a2b3c4d5e6f")(frontier)
 app.command("mlflow-sync", epilog="Example: bkray mlflow-sync runs/act/20260101-120000-small")(
     mlflow_sync
 )

@@ -21,9 +21,11 @@ def show(folder: Path, as_json: AsJson = False) -> int:
 
     --json prints "trials" ranked one by one, "configurations" with mean,
     interval, n and n_diverged, and "pareto_front": the trials on the front,
-    with several seeds those of each configuration whose means are on it.
+    with several seeds those of each configuration whose means are on it;
+    "products" are the pairs of an ablation beside the product of their
+    parts, "products_missing" the trials that these lack.
     """
-    from bkray.report import configurations, ranking, tables
+    from bkray.report import configurations, products, ranking, tables
 
     rows = tables.collect(folder)
     objectives = tables.objectives(folder)
@@ -34,6 +36,8 @@ def show(folder: Path, as_json: AsJson = False) -> int:
                 "trials": ranking.leaderboard(rows, objectives),
                 "configurations": configurations.plain(found, objectives),
                 "pareto_front": configurations.front_trials(found, objectives),
+                "products": [dataclasses.asdict(one) for one in products.products(rows)],
+                "products_missing": products.missing(rows),
             }
         )
     else:

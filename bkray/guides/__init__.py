@@ -2,6 +2,7 @@
 
 from bkray.guides.act import ACTLanguageModel as ACTLanguageModel
 from bkray.guides.act import AdaptiveResNetBKBlock as AdaptiveResNetBKBlock
+from bkray.guides.exits import EarlyExitLanguageModel as EarlyExitLanguageModel
 from bkray.guides.length import AdaptiveSequenceLengthWrapper as AdaptiveSequenceLengthWrapper
 from bkray.guides.length_predictor import SequenceLengthPredictor as SequenceLengthPredictor
 from bkray.guides.length_trainer import (

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bkray.config import ModelConfig
 from bkray.errors import ConfigError
 from bkray.guides.length_predictor import SequenceLengthPredictor
-from bkray.guides.standard import model_config
+from bkray.guides.standard import model_config, rows_of
 from bkray.nn.beyond import beyond as policy_named
 from bkray.nn.length import LearnedLength
 from bkray.nn.lm import LanguageModel, Prediction
@@ -62,9 +62,10 @@ class AdaptiveSequenceLengthWrapper(nn.Module):
         self.base_model, self.max_seq_len = base_model, max_seq_len
         self.length_penalty = length_penalty
         self.loss_knobs(length_beyond=beyond)
-        d_model = model.embedding.embedding_dim
-        self.length_predictor = SequenceLengthPredictor(d_model, max_seq_len, num_length_bins)
-        self.beyond = policy_named(beyond, d_model)
+        d_model, like = model.embedding.embedding_dim, model.head.weight
+        predictor = SequenceLengthPredictor(d_model, max_seq_len, num_length_bins)
+        self.length_predictor = predictor.to(like)
+        self.beyond = policy_named(beyond, d_model).to(like)
         self.reset_length_statistics()
 
     @property
@@ -155,15 +156,9 @@ class AdaptiveSequenceLengthWrapper(nn.Module):
         Raises:
             ConfigError: not one target per token, or a ``length_penalty`` that is not allowed.
         """
-        n_rows, n_sites = said.logits_BNV.shape[:2]
-        if targets.numel() != n_rows * n_sites:
-            raise ConfigError(
-                f"targets must hold one token for each of the {n_rows * n_sites} logits, "
-                f"got shape {tuple(targets.shape)}"
-            )
         is_cut = said.lengths is not None and not self.training
         trained = said._replace(lengths=None) if is_cut else said
-        numbers = losses(trained, targets.view(n_rows, n_sites), self.loss_knobs(), None)
+        numbers = losses(trained, rows_of(targets, said.logits_BNV), self.loss_knobs(), None)
         total, ce_loss = numbers["total"], numbers["loss_nats"]
         if said.lengths is None:
             return total, ce_loss, torch.zeros_like(ce_loss)

@@ -117,6 +117,21 @@ def model_config(*, num_experts: int, top_k: int, **knobs: Any) -> ModelConfig:
         raise ConfigError(said) from None
 
 
+def rows_of(targets: Tensor, logits: Tensor) -> Tensor:
+    """Return targets (B, N) or (B * N,) in the rows of their logits (B, N, V).
+
+    Raises:
+        ConfigError: not one target per token.
+    """
+    n_tokens = logits.shape[0] * logits.shape[1]
+    if targets.numel() != n_tokens:
+        raise ConfigError(
+            f"targets must hold one token for each of the {n_tokens} logits, "
+            f"got shape {tuple(targets.shape)}"
+        )
+    return targets.reshape(logits.shape[:2])
+
+
 def check_length(n_sites: int, n_seq: int) -> None:
     """Refuse a sequence longer than the model was built for."""
     if n_sites > n_seq:

@@ -1,13 +1,13 @@
 """What answers for the sites behind a cut, nearly for free.
 
-Letters: B batch, N sites, D width, V vocabulary. Answers are log-probabilities, (B, N, V).
+Letters: B batch, N sites, D width, V vocabulary. Answers are logits, (B, N, V).
 """
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid, normalize
+from torch.nn.functional import normalize
 
 from bkray.ops.copying import NOTHING, latest_follower
 
@@ -52,14 +52,14 @@ class Shallow(nn.Module):
     ) -> Tensor:
         """Return the answers of the sites from ``first`` on."""
         kind_BD = self.kind(start_BF)
-        return read(embedded_BND[:, first:] + kind_BD[:, None]).log_softmax(-1)
+        return read(embedded_BND[:, first:] + kind_BD[:, None])
 
 
 class Copy(nn.Module):
     """What followed the latest equal run of tokens, mixed with the shallow guess.
 
-    The longest of the runs in ``RUNS`` that came before in the row decides; how far it is trusted
-    is one learned number per length of run.
+    The longest of the runs in ``RUNS`` that came before in the row decides. It is trusted with
+    probability ``sigmoid(trust)``, one learned number per length of run.
     """
 
     RUNS = (1, 2, 4, 8)
@@ -76,17 +76,17 @@ class Copy(nn.Module):
         """Return the answers of the sites from ``first`` on."""
         shallow_BNV: Tensor = self.shallow(tokens_BN, embedded_BND, start_BF, read, first)
         copied_BN, run_BN = longest_follower(tokens_BN, self.RUNS)
-        copied_BN, run_BN = copied_BN[:, first:], run_BN[:, first:]
-        trust_BN = self.trust.to(shallow_BNV.dtype)[run_BN.clamp(min=0)]
-        found_BN = run_BN != NOTHING
-        doubted_BN = logsigmoid(-trust_BN).masked_fill(~found_BN, 0.0)
-        mixed_BNV = shallow_BNV + doubted_BN[..., None]
-        token_BN1 = copied_BN.clamp(min=0)[..., None]
-        at_copied_BN1 = mixed_BNV.gather(-1, token_BN1)
-        with_copy_BN1 = torch.logaddexp(at_copied_BN1, logsigmoid(trust_BN)[..., None])
-        return mixed_BNV.scatter(
-            -1, token_BN1, torch.where(found_BN[..., None], with_copy_BN1, at_copied_BN1)
+        token_BN1 = copied_BN[:, first:, None].clamp(min=0)
+        trust_BN = self.trust.to(shallow_BNV.dtype)[run_BN[:, first:].clamp(min=0)]
+        at_token_BN1 = shallow_BNV.gather(-1, token_BN1)
+        # p (1 - w) everywhere and w more at the copied token: divided by 1 - w, only that one moves.
+        raised_BN1 = (shallow_BNV.logsumexp(-1) + trust_BN)[..., None]
+        mixed_BN1 = torch.where(
+            run_BN[:, first:, None] == NOTHING,
+            at_token_BN1,
+            torch.logaddexp(at_token_BN1, raised_BN1),
         )
+        return shallow_BNV.scatter(-1, token_BN1, mixed_BN1)
 
 
 def longest_follower(tokens_BN: Tensor, runs: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -72,7 +72,7 @@ class ExitDepth(nn.Module):
             routing += deep.routing
             state_TD = tokens_of(run)
             logits_TV = head(state_TD)
-            if depth == 1:
+            if run.site_BM is None:
                 at_exit_TD, said_TV = state_TD, logits_TV
             else:  # who goes on speaks again, deeper
                 place_T = places_of(run, position_BN.shape[1])
@@ -99,8 +99,7 @@ class ExitDepth(nn.Module):
         """Return who may leave, (T,); nobody whose logits are NaN."""
         precise_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
         if self.rule == "confidence":
-            log_largest_T = precise_TV.amax(-1) - precise_TV.logsumexp(-1)
-            return log_largest_T.exp() >= self.threshold
+            return precise_TV.softmax(-1).amax(-1) >= self.threshold
         log_TV = precise_TV.log_softmax(-1)
         return -(log_TV.exp() * log_TV).sum(-1) <= self.threshold
 

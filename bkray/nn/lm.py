@@ -25,7 +25,7 @@ class Lengths(NamedTuple):
     computed_B: Tensor
     """Sites of each row that ran through the layers; those behind were answered cheaply."""
     beyond_BNV: Tensor | None = None
-    """Log-probabilities that each site would have behind a cut; ``None`` where the last computed
+    """Logits that each site would have behind a cut; ``None`` where the last computed
     output is repeated, and in evaluation."""
 
 

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from bkray.columns import COLUMNS
 from bkray.config import DataConfig
 from bkray.events import OUTCOMES
+from bkray.report import products
 from bkray.report.configurations import Configuration, front_trials
 from bkray.report.markup import Column, facts, json_in_script, script_in_script, table
 from bkray.report.ranking import front_verdict, kind, label, leaderboard
@@ -47,6 +48,7 @@ def page(
         _verdict(rows, objectives, found if several else ()),
         _configurations(found, objectives) if several else "",
         f"<h2>Leaderboard</h2>\n{_leaderboard(rows, objectives, found)}",
+        _combined(rows),
         "<h2>Figures</h2>" if others else "",
         *map(_figure, others),
         "<h2>Outcomes</h2>",
@@ -163,6 +165,15 @@ def _configurations(found: Sequence[Configuration], objectives: Sequence[Objecti
     )
     head = f'<h2>Configurations</h2>\n<p class="soft">{note}</p>'
     return f"{head}\n{table('configurations', columns)}"
+
+
+def _combined(rows: Sequence[Row]) -> str:
+    known = products.columns(products.products(rows))
+    if not known["pair"]:
+        return ""
+    columns = [Column(name=name, values=values) for name, values in known.items()]
+    note = f'<p class="soft">{escape(products.said(rows))}</p>'
+    return f"<h2>Combined speed</h2>\n{note}\n{table('combined', columns)}"
 
 
 def _figure(figure: Figure) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from bkray.columns import COLUMNS
 from bkray.errors import ConfigError
 from bkray.events import OUTCOMES
-from bkray.report.tables import Row, dense_depth
+from bkray.report.tables import Row, is_dense
 from bkray.sinks.sink import knob_words
 from bkray.sweep import Objective
 
@@ -46,27 +46,31 @@ def front_verdict(
 ) -> str:
     """Return in words how ACT fares against plain depth: on the front, and row by row.
 
-    ``what`` says what the rows are: ``trials`` or ``configurations``.
+    It is learned length that is told of where some rows have it and none has ACT. ``what`` says
+    what the rows are: ``trials`` or ``configurations``.
     """
     kinds = [kind(row) for row in pareto_front(rows, objectives)]
+    known = {kind(row) for row in rows}
+    ours = "length" if "length" in known and "ACT" not in known else "ACT"
     finished = _contestants(rows, objectives)
     dense = [costs for costs, row in finished if kind(row) == "dense"]
-    act = [(costs, label(row)) for costs, row in finished if kind(row) == "ACT"]
+    adaptive = [(costs, label(row)) for costs, row in finished if kind(row) == ours]
     said = (
-        f"Points on the Pareto front: {len(kinds)}, of them ACT {kinds.count('ACT')}, "
+        f"Points on the Pareto front: {len(kinds)}, of them {ours} {kinds.count(ours)}, "
         f"dense {kinds.count('dense')}."
     )
-    if not act and not dense:
+    if not adaptive and not dense:
         return f"Points on the Pareto front: {len(kinds)}."
-    if not act:
-        return f"{said} No ACT {what[:-1]} finished."
+    if not adaptive:
+        return f"{said} No {ours} {what[:-1]} finished."
     if not dense:
-        return f"{said} No dense arm finished, so ACT has no rival here."
-    matched = [name for costs, name in act if any(_as_good(rival, costs) for rival in dense)]
-    free = [name for costs, name in act if not any(_as_good(rival, costs) for rival in dense)]
+        return f"{said} No dense arm finished, so {ours} has no rival here."
+    beaten = [any(_as_good(rival, costs) for rival in dense) for costs, _ in adaptive]
+    matched = [name for (_, name), lost in zip(adaptive, beaten, strict=True) if lost]
+    free = [name for (_, name), lost in zip(adaptive, beaten, strict=True) if not lost]
     return (
-        f"{said} ACT {what} finished: {len(act)}. Matched or beaten by some dense arm in every "
-        f"objective: {_listed(matched)}. Not so: {_listed(free)}."
+        f"{said} {ours} {what} finished: {len(adaptive)}. Matched or beaten by some dense arm in "
+        f"every objective: {_listed(matched)}. Not so: {_listed(free)}."
     )
 
 
@@ -85,11 +89,20 @@ def label(row: Row) -> str:
 
 
 def kind(row: Row) -> str:
-    """Return ``dense``, ``ACT`` or ``other``."""
-    if dense_depth(row):
+    """Return ``dense``, ``ACT`` (with learned length as well), ``length`` or ``other``."""
+    if is_dense(row):
         return "dense"
-    knobs = (row.get("ponder_cost"), row.get("param/model.act_threshold"))
-    return "ACT" if any(knob is not None for knob in knobs) else "other"
+    for name, columns in _MARKS.items():
+        if any(row.get(column) is not None for column in columns):
+            return name
+    return "other"
+
+
+_MARKS = {
+    "ACT": ("ponder_cost", "param/model.act_threshold"),
+    "length": ("avg_predicted_length", "param/model.length_penalty"),
+}
+"""Columns that only trials of a kind have."""
 
 
 def _costs(row: Row, objectives: Sequence[Objective]) -> tuple[float, ...] | None:

@@ -24,6 +24,9 @@ from bkray.sweep import Objective
 
 Row = dict[str, Any]
 
+NOTHING_ON = "none"
+"""The arm of an ablation with every feature off: a dense model of full depth."""
+
 
 def collect(sweep_dir: Path) -> list[Row]:
     """Return one row per trial, in the order in which they were proposed.
@@ -41,7 +44,7 @@ def collect(sweep_dir: Path) -> list[Row]:
     trials = [(_json(folder / "config.json"), folder) for folder in folders]
     rows = [_row(config, _outcome(folder, config["attempt"]), swept) for config, folder in trials]
     for row in rows:
-        row.update(_relative_to_dense(row, _deepest_dense(rows, arms, row["seed"])))
+        row.update(_relative_to_dense(row, _full_dense(rows, arms, row["seed"])))
     return rows
 
 
@@ -101,11 +104,12 @@ def _row(config: Mapping[str, Any], outcome: Mapping[str, Any], swept: Iterable[
     }
 
 
-def _deepest_dense(rows: Iterable[Row], arms: Iterable[str], seed: int) -> Row:
+def _full_dense(rows: Iterable[Row], arms: Iterable[str], seed: int) -> Row:
     """Return the sweep's deepest dense arm of that seed if it ended well, else an empty row."""
-    deepest = max(map(_depth, arms), default=0)
+    deepest = max(arms, key=_depth, default="")
+    full = deepest if _depth(deepest) else NOTHING_ON
     for row in rows:
-        if row["seed"] == seed and row["outcome"] == "ok" and dense_depth(row) == deepest > 0:
+        if row["seed"] == seed and row["outcome"] == "ok" and row["arm"] == full:
             return row
     return {}
 
@@ -121,9 +125,9 @@ def _relative_to_dense(row: Row, dense: Row) -> Row:
     }
 
 
-def dense_depth(row: Row) -> int:
-    """Return the depth of a dense arm, 0 for every other row."""
-    return _depth(row["arm"] or "")
+def is_dense(row: Row) -> bool:
+    """Return whether the row is that of a dense arm, of any depth."""
+    return row["arm"] == NOTHING_ON or _depth(row["arm"] or "") > 0
 
 
 def _depth(arm: str) -> int:

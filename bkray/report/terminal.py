@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from bkray.report import products
 from bkray.report.configurations import Configuration, configurations, front
 from bkray.report.ranking import brief, front_verdict, kind, label, leaderboard, pareto_front
 from bkray.report.tables import Row
@@ -29,6 +30,8 @@ _BESIDE = {
 _REASONS = 20
 """Reasons shown; the report and trials.parquet have all."""
 
+_COMBINED = "Combined speed"
+
 Cells = list[list[str]]
 """Lines of a table, its headings first."""
 
@@ -36,28 +39,35 @@ Cells = list[list[str]]
 class _Shown(NamedTuple):
     leaderboard: Cells
     front: Cells
+    combined: Cells
+    """Pairs of features beside the product of their parts; empty without pairs."""
+    combined_words: str
     verdict: str
     reasons: str
     """A line per trial that did not end well and says why; empty where there is none."""
 
 
 def render(rows: Sequence[Row], objectives: Sequence[Objective]) -> Group:
-    """Return leaderboard, front and verdict for a terminal."""
+    """Return leaderboard, front, combined speed and verdict for a terminal."""
     shown = _shown(rows, objectives)
     tables = [
         _rich_table("Leaderboard", shown.leaderboard),
         _rich_table("Pareto front", shown.front),
+        *([_rich_table(_COMBINED, shown.combined)] if shown.combined else []),
     ]
-    said = [Text(words) for words in (shown.verdict, shown.reasons) if words]
+    words = (shown.combined_words, shown.verdict, shown.reasons)
+    said = [Text(sentence) for sentence in words if sentence]
     return Group(*tables, *said)
 
 
 def render_text(rows: Sequence[Row], objectives: Sequence[Objective]) -> str:
-    """Return leaderboard, front and verdict as plain lines of any width."""
+    """Return leaderboard, front, combined speed and verdict as plain lines of any width."""
     shown = _shown(rows, objectives)
     parts = [
         _plain_table("Leaderboard", shown.leaderboard),
         _plain_table("Pareto front", shown.front),
+        _plain_table(_COMBINED, shown.combined) if shown.combined else "",
+        shown.combined_words,
         shown.verdict,
         shown.reasons,
     ]
@@ -70,6 +80,8 @@ def _shown(rows: Sequence[Row], objectives: Sequence[Objective]) -> _Shown:
         return _Shown(
             _configuration_cells(found),
             _configuration_front_cells(found, objectives),
+            _combined_cells(rows),
+            products.said(rows),
             f"{_seed_words(found)} "
             + front_verdict([one.row for one in found], objectives, what="configurations"),
             _reasons(rows),
@@ -77,6 +89,8 @@ def _shown(rows: Sequence[Row], objectives: Sequence[Objective]) -> _Shown:
     return _Shown(
         _trial_cells(rows, objectives),
         _trial_front_cells(rows, objectives),
+        _combined_cells(rows),
+        products.said(rows),
         front_verdict(rows, objectives),
         _reasons(rows),
     )
@@ -132,6 +146,12 @@ def _configuration_front_cells(
     return cells
 
 
+def _combined_cells(rows: Sequence[Row]) -> Cells:
+    columns = products.columns(products.products(rows))
+    lines = [[brief(value) for value in line] for line in zip(*columns.values(), strict=True)]
+    return [list(columns), *lines] if lines else []
+
+
 def _seed_words(found: Sequence[Configuration]) -> str:
     """Return how many seeds the means are over, and how far to trust their intervals."""
     counts = sorted({len(one.rows) for one in found})
@@ -163,7 +183,7 @@ def _interval(seen: Interval | None) -> str:
 def _rich_table(title: str, cells: Sequence[Sequence[str]]) -> Table:
     table = Table(*cells[0], title=title, box=box.SIMPLE, title_justify="left")
     for line in cells[1:]:
-        style = "cyan" if line[0] == "ACT" else None
+        style = "cyan" if line[0] in ("ACT", "length") else None
         table.add_row(*map(Text, line), style=style)
     return table
 

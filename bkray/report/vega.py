@@ -13,7 +13,7 @@ from bkray.sweep import Objective
 WIDTH = 720
 """Points; a page that knows its own width says so instead."""
 RED, GREY = "#d64550", "#7b8794"
-KINDS = {"ACT": "#3b7ddd", "dense": "#e0812f", "other": GREY}
+KINDS = {"ACT": "#3b7ddd", "length": "#2f9e8f", "dense": "#e0812f", "other": GREY}
 """Colour by ``ranking.kind``; all colours hold on white and on black."""
 
 _VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])

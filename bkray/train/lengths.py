@@ -5,6 +5,7 @@ Letters: B batch, N sites, K bins.
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy, gumbel_softmax
 
 from bkray.config import ModelConfig
 from bkray.nn.lm import Lengths, Prediction
@@ -58,12 +59,14 @@ def table(
     if lengths.beyond_BNV is None:
         logits_BNV = prediction.logits_BNV.detach()
         return repeated_loss_table(loss_BN, logits_BNV, targets_BN, lengths.bins_K)
-    beyond_BN = -lengths.beyond_BNV.gather(2, targets_BN[..., None]).squeeze(2)
-    return loss_table(loss_BN, beyond_BN.to(loss_BN.dtype), lengths.bins_K)
+    beyond_BN = cross_entropy(
+        lengths.beyond_BNV.flatten(0, 1).to(loss_BN.dtype), targets_BN.flatten(), reduction="none"
+    )
+    return loss_table(loss_BN, beyond_BN.view_as(loss_BN), lengths.bins_K)
 
 
 def bin_shares(logit_BK: Tensor, gradient: str) -> Tensor:
     """Return the weight of every bin in the expectation: softmax, or one bin drawn by it."""
     if gradient == "gumbel":
-        return torch.nn.functional.gumbel_softmax(logit_BK, hard=True)
+        return gumbel_softmax(logit_BK, hard=True)
     return logit_BK.softmax(-1)

@@ -41,8 +41,12 @@ def dense_rival(config: TrialConfig, vocab_size: int) -> nn.Module:
     dense = {
         "model.depth": "dense",
         "model.length": "fixed",
+        "model.multiscale": False,
+        "model.sparsity": "off",
         "model.n_layers": reference_layers(config),
     }
+    if config.train.speed_reference_experts is not None:
+        dense["model.n_experts"] = config.train.speed_reference_experts
     return language_model(build(acting({**flatten(config), **dense})).model, vocab_size)
 
 

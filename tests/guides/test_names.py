@@ -9,13 +9,18 @@ from bkray.guides import (
     ACTLanguageModel,
     ACTTrainer,
     AdaptiveResNetBKBlock,
+    AdaptiveSequenceLengthWrapper,
+    EarlyExitLanguageModel,
     LanguageModel,
+    LearnedSequenceLengthTrainer,
     MoEResNetBKLayer,
+    SequenceLengthPredictor,
 )
 
 EMPTY = inspect.Parameter.empty
 EXPERTS = {"num_experts": 4, "top_k": 1, "dropout_p": 0.1}
 SIZES = {"vocab_size": EMPTY, "d_model": 64, "n_layers": 4, "n_seq": 128}
+BINS = {"max_seq_len": 128, "num_length_bins": 8}
 SIGNATURES: list[tuple[Any, dict[str, Any]]] = [
     (LanguageModel, {**SIZES, **EXPERTS}),
     (MoEResNetBKLayer, {"d_model": EMPTY, "n_seq": EMPTY, **EXPERTS}),
@@ -36,6 +41,37 @@ SIGNATURES: list[tuple[Any, dict[str, Any]]] = [
     (ACTTrainer.train_step, {"self": EMPTY, "x_batch": EMPTY, "y_batch": EMPTY}),
     (ACTTrainer.get_average_metrics, {"self": EMPTY}),
     (ACTTrainer.reset_statistics, {"self": EMPTY}),
+    (SequenceLengthPredictor, {"d_model": EMPTY, **BINS}),
+    (
+        SequenceLengthPredictor.forward,
+        {"self": EMPTY, "x_embedded": EMPTY, "return_distribution": False},
+    ),
+    (AdaptiveSequenceLengthWrapper, {"base_model": EMPTY, **BINS, "length_penalty": 0.01}),
+    (
+        AdaptiveSequenceLengthWrapper.forward,
+        {"self": EMPTY, "x": EMPTY, "use_adaptive_length": False},
+    ),
+    (
+        AdaptiveSequenceLengthWrapper.compute_loss,
+        {"self": EMPTY, "logits": EMPTY, "targets": EMPTY, "length_info": None},
+    ),
+    (AdaptiveSequenceLengthWrapper.get_length_statistics, {"self": EMPTY}),
+    (AdaptiveSequenceLengthWrapper.reset_length_statistics, {"self": EMPTY}),
+    (LearnedSequenceLengthTrainer, {"model": EMPTY, "optimizer": EMPTY, "device": None}),
+    (
+        LearnedSequenceLengthTrainer.train_step,
+        {"self": EMPTY, "x_batch": EMPTY, "y_batch": EMPTY, "use_adaptive_length": True},
+    ),
+    (
+        LearnedSequenceLengthTrainer.evaluate,
+        {"self": EMPTY, "dataloader": EMPTY, "use_adaptive_length": True},
+    ),
+    (LearnedSequenceLengthTrainer.get_average_metrics, {"self": EMPTY}),
+    (LearnedSequenceLengthTrainer.reset_statistics, {"self": EMPTY}),
+    (EarlyExitLanguageModel, {**SIZES, **EXPERTS, "confidence_threshold": 0.9}),
+    (EarlyExitLanguageModel.forward, {"self": EMPTY, "x": EMPTY, "use_early_exit": False}),
+    (EarlyExitLanguageModel.get_exit_statistics, {"self": EMPTY}),
+    (EarlyExitLanguageModel.reset_exit_statistics, {"self": EMPTY}),
 ]
 
 

@@ -7,15 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import (
-    MIXERS,
-    VOCABULARY,
-    random_tokens,
-    steer,
-    tiny_config,
-    tiny_model,
-    uneven_rows,
-)
+from tiny import MIXERS, VOCABULARY, random_tokens, steer, tiny_config, tiny_model, uneven_rows
 from torch import Tensor, nn
 
 from bkray.errors import ConfigError
@@ -96,6 +88,20 @@ def test_no_layer_and_no_head_is_asked_about_who_has_left(knobs: dict[str, Any])
     assert len(set(running)) >= 3
     assert running[-1] > 0
     assert asked == running
+
+
+@torch.no_grad()
+def test_padding_is_seen_by_no_expert() -> None:
+    tokens = torch.cat([uneven_rows(SITES), random_tokens(3, SITES, seed=8)])
+    said = leaving(n_experts=3, top_k=2)(tokens)
+    asked = [int(routed.count_E.sum()) for routed in said.routing]
+    assert asked == [2 * int((said.layers_BN > depth).sum()) for depth in range(LAYERS)]
+    said = leaving(n_experts=3, top_k=2, multiscale=True)(tokens)
+    left = said.layers_BN == 1
+    assert left.any(1).sum() >= 3
+    asked = [int(routed.count_E.sum()) for routed in said.routing]
+    n_pairs = int(((~left).sum(1) // 2).sum())
+    assert asked[:3] == [2 * tokens.numel(), 2 * n_pairs, 2 * n_pairs]
 
 
 @torch.no_grad()

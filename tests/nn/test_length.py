@@ -12,6 +12,7 @@ from tiny import MIXERS, VOCABULARY, random_tokens, tiny_config
 from torch import Tensor
 
 from bkray.errors import ConfigError
+from bkray.nn.beyond import Copy, longest_follower
 from bkray.nn.build import built_in
 from bkray.nn.length import LearnedLength, checked_bins, length_bins
 from bkray.nn.lm import Prediction
@@ -138,11 +139,23 @@ def test_sites_behind_the_longest_bin_are_answered_too(model: LearnedLength) -> 
 
 
 @torch.no_grad()
-def test_answers_behind_a_cut_are_probabilities() -> None:
-    for beyond in ("shallow", "copy"):
-        said: Prediction = learned(length_beyond=beyond).train()(varied_rows())
-        assert said.lengths is not None and said.lengths.beyond_BNV is not None
-        assert (said.lengths.beyond_BNV.logsumexp(-1)).abs().max() < 1e-12
+def test_a_copy_is_mixed_in_with_the_probability_it_is_trusted_with() -> None:
+    model = learned(length_beyond="copy").train()
+    assert isinstance(model.beyond, Copy)
+    tokens = varied_rows()
+    mixed = model._behind(tokens, model.model.embed(tokens), 3).softmax(-1)
+    copied_BN, run_BN = longest_follower(tokens, Copy.RUNS)
+    trust = model.beyond.trust.sigmoid()
+    model.beyond = model.beyond.shallow
+    shallow = model._behind(tokens, model.model.embed(tokens), 3).softmax(-1)
+    for row, t in itertools.product(range(len(tokens)), range(3, SITES)):
+        plain = shallow[row, t - 3].clone()
+        if run_BN[row, t] >= 0:
+            weight = trust[run_BN[row, t]]
+            plain *= 1 - weight
+            plain[copied_BN[row, t]] += weight
+        assert (mixed[row, t - 3] - plain).abs().max() < 1e-12
+    assert (run_BN >= 0).any() and (run_BN < 0).any()
 
 
 @torch.no_grad()

@@ -273,6 +273,19 @@ def test_verdict_counts_who_is_on_the_front_and_which_act_trials_have_a_dense_ma
     assert "1 (act_threshold=0.5 seed=0)" in free
 
 
+def test_verdict_is_about_learned_length_where_that_was_tried() -> None:
+    knobs = dict.fromkeys(("param/model.act_threshold", "param/model.act_lambda"))
+    short = [
+        {**row(f"a{n}", loss, 2.0), **knobs, "avg_predicted_length": 64.0, "arm": f"cut-{n}"}
+        for n, loss in enumerate((2.4, 2.6))
+    ]
+    rows = [row("d1", 2.5, 4.0, arm="dense-1"), *short]
+    said = front_verdict(rows, BOTH)
+    assert "front: 2, of them length 1, dense 1. length trials finished: 2." in said
+    assert "1 (cut-1 seed=0). Not so: 1 (cut-0 seed=0)" in said
+    assert "of them ACT" in front_verdict([*rows, row("act", 2.0, 2.0)], BOTH)
+
+
 def test_verdict_claims_nothing_without_rivals_or_without_act() -> None:
     assert "No dense arm finished" in front_verdict([row("a", 1.0, 1.0)], BOTH)
     assert "No ACT trial finished" in front_verdict([row("d", 1.0, 1.0, arm="dense-2")], BOTH)

@@ -30,6 +30,22 @@ def test_the_rival_is_the_dense_model_of_the_reference_depth(mixer: str) -> None
     assert len(block.feed_forward.experts) == 2
 
 
+def test_the_rival_has_nothing_on_that_saves_work() -> None:
+    features = {"multiscale": True, "sparsity": "learned", "n_layers": 4, "length": "learned"}
+    rival = dense_rival(tiny_config(**features), 256)
+    assert type(rival.depth) is DenseDepth  # type: ignore[union-attr]
+    assert (
+        rival.state_dict().keys() == dense_rival(tiny_config(n_layers=4), 256).state_dict().keys()
+    )
+
+
+def test_the_rivals_experts_are_the_trials_unless_told() -> None:
+    told = dense_rival(tiny_config(n_experts=4, top_k=2, speed_reference_experts=1), 256)
+    assert told.state_dict().keys() == dense_rival(tiny_config(), 256).state_dict().keys()
+    unlike = dense_rival(tiny_config(n_experts=4, top_k=2), 256)
+    assert told.state_dict().keys() != unlike.state_dict().keys()
+
+
 def test_the_reference_is_the_trials_own_depth_unless_told() -> None:
     assert reference_layers(tiny_config(n_layers=2)) == 2
     assert reference_layers(tiny_config(n_layers=2, speed_reference_layers=1)) == 1

@@ -1,0 +1,153 @@
+"""What knobs of a trained model would give, computed from tables of losses instead of passes.
+
+Letters: E examples, N candidate lengths, K chosen ones, C sets of them, S tokens, L layers,
+T levels, V vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bkray.errors import ConfigError
+
+EXHAUSTIVE_CANDIDATES = 16
+"""Up to so many lengths all sets are tried."""
+
+EXAMPLES_AT_ONCE = 32
+"""Their smallest costs in all sets of 16 lengths take 16 MiB."""
+
+
+class Bins(NamedTuple):
+    """A set of lengths, and which of them each example takes."""
+
+    lengths: tuple[int, ...]
+    """Sites, growing."""
+    chosen_E: Tensor
+    """Column of the table."""
+    is_exhaustive: bool
+    """Whether all sets were tried; else greedy with swaps, which may miss the best one."""
+
+
+def best_bins(table_EN: Tensor, lengths: Sequence[int], k: int, price: float) -> Bins:
+    """Return the ``k`` lengths with the least mean cost where every example takes its own best.
+
+    The cost of an example at a length is ``loss + price * n / max(lengths)``. Which length is best
+    is known from the loss itself, so this is what a perfect predictor would reach.
+
+    Args:
+        table_EN: loss of every example at every length, nats per token.
+        lengths: sites, growing.
+        k: from 1 to N.
+        price: nats per token that the longest length costs more than none.
+
+    Raises:
+        ConfigError: ``k`` is out of range.
+    """
+    if not 1 <= k <= len(lengths):
+        raise ConfigError(f"the bins to choose must be 1 to {len(lengths)} of as many, got {k}")
+    share_N = torch.tensor(lengths, dtype=table_EN.dtype, device=table_EN.device) / max(lengths)
+    cost_EN = table_EN + price * share_N
+    is_exhaustive = len(lengths) <= EXHAUSTIVE_CANDIDATES
+    columns = exhaustive(cost_EN, k) if is_exhaustive else greedy_with_swaps(cost_EN, k)
+    columns_K = torch.tensor(columns, device=table_EN.device)
+    chosen_E = columns_K[cost_EN[:, columns_K].argmin(1)]
+    return Bins(tuple(lengths[column] for column in columns), chosen_E, is_exhaustive)
+
+
+def exhaustive(cost_EN: Tensor, k: int) -> tuple[int, ...]:
+    """Return the ``k`` columns whose smallest entries have the least mean, of all sets.
+
+    The sets are numbered: bit ``n`` says whether column ``n`` is in. With each column the sets
+    known so far come again with it, so all ``2^N`` of them cost one minimum each.
+    """
+    total_C = cost_EN.new_zeros(2 ** cost_EN.shape[1])
+    for part_EN in torch.split(cost_EN, EXAMPLES_AT_ONCE):
+        least_EC = cost_EN.new_full((len(part_EN), 1), math.inf)
+        for column_E in part_EN.unbind(1):
+            least_EC = torch.cat([least_EC, torch.minimum(least_EC, column_E[:, None])], dim=1)
+        total_C += least_EC.sum(0)
+    members_C = torch.zeros(1, dtype=torch.long, device=cost_EN.device)
+    for _ in range(cost_EN.shape[1]):
+        members_C = torch.cat([members_C, members_C + 1])
+    best = int(total_C.masked_fill(members_C != k, math.inf).argmin())
+    return tuple(n for n in range(cost_EN.shape[1]) if best >> n & 1)
+
+
+def greedy_with_swaps(cost_EN: Tensor, k: int) -> tuple[int, ...]:
+    """Return ``k`` columns that no exchange of one for another improves.
+
+    From every first column on, the one that helps most is added until there are ``k``; then one is
+    exchanged at a time, as long as that helps. The best of these N searches counts.
+    """
+    found = [_climb(cost_EN, _grow(cost_EN, [first], k)) for first in range(cost_EN.shape[1])]
+    best = min(found, key=lambda columns: _mean(cost_EN, columns))
+    return tuple(sorted(best))
+
+
+def _grow(cost_EN: Tensor, columns: list[int], k: int) -> list[int]:
+    while len(columns) < k:
+        columns = [*columns, _most_helpful(cost_EN, columns)]
+    return columns
+
+
+def _climb(cost_EN: Tensor, columns: list[int]) -> list[int]:
+    while True:
+        rests = [[c for c in columns if c != out] for out in columns]
+        swapped = [[*rest, _most_helpful(cost_EN, rest)] for rest in rests]
+        best = min(swapped, key=lambda other: _mean(cost_EN, other))
+        if _mean(cost_EN, best) >= _mean(cost_EN, columns):
+            return columns
+        columns = best
+
+
+def _most_helpful(cost_EN: Tensor, columns: Sequence[int]) -> int:
+    """Return the column that lowers the mean most beside ``columns``, none of them."""
+    least_E = cost_EN.new_full((len(cost_EN),), math.inf)
+    if columns:
+        least_E = cost_EN[:, list(columns)].amin(1)
+    mean_N = torch.minimum(cost_EN, least_E[:, None]).mean(0)
+    mean_N[list(columns)] = math.inf
+    return int(mean_N.argmin())
+
+
+def _mean(cost_EN: Tensor, columns: Sequence[int]) -> float:
+    return float(cost_EN[:, list(columns)].amin(1).mean())
+
+
+def stop_curve(score_SL: Tensor, loss_SL: Tensor, levels_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean layers run and mean loss in nats at every level, (T,) each.
+
+    A token stops at the first layer whose score reaches the level, and always at the last one.
+    Its loss depends on the level through that layer alone, so one sort serves all levels:
+    O(S L log T).
+
+    Args:
+        score_SL: finite, (S, L - 1).
+        loss_SL: nats of each token if it stopped at each layer, (S, L).
+    """
+    growing_T, order_T = levels_T.sort()
+    # A token goes past layer l at every level above the largest score up to there.
+    first_SL = torch.searchsorted(growing_T, score_SL.cummax(1).values.contiguous(), right=True)
+    n_levels, n_tokens = len(levels_T), len(loss_SL)
+    going_on_F, dearer_F = first_SL.flatten(), loss_SL.diff(dim=1).flatten()
+    passed_T = going_on_F.bincount(minlength=n_levels + 1)[:n_levels].cumsum(0)
+    added_T = going_on_F.bincount(dearer_F, minlength=n_levels + 1)[:n_levels].cumsum(0)
+    layers_T, loss_T = torch.empty_like(added_T), torch.empty_like(added_T)
+    layers_T[order_T] = 1 + passed_T.to(added_T.dtype) / n_tokens
+    loss_T[order_T] = loss_SL[:, 0].mean() + added_T / n_tokens
+    return layers_T, loss_T
+
+
+def sureness(logits_SV: Tensor, rule: str) -> Tensor:
+    """Return how sure an answer is, (S,): the more the surer.
+
+    ``confidence`` is its largest probability; ``entropy`` its negative entropy in nats.
+    """
+    precise_SV = logits_SV.to(torch.promote_types(logits_SV.dtype, torch.float32))
+    if rule == "confidence":
+        return precise_SV.softmax(-1).amax(-1)
+    log_SV = precise_SV.log_softmax(-1)
+    return (log_SV.exp() * log_SV).sum(-1)

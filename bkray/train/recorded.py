@@ -1,0 +1,248 @@
+"""Passes that record what every setting of an inference knob would have given.
+
+Letters: E windows, B of them at once, N sites, K lengths, S tokens, L layers, D width, V
+vocabulary.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bkray.errors import DataError
+from bkray.nn.beyond import Repeat
+from bkray.nn.depth import ActDepth, HaltingLayer, Running
+from bkray.nn.exits import ExitDepth
+from bkray.nn.length import LearnedLength
+from bkray.nn.lm import LanguageModel, Prediction, sites_of
+from bkray.ops.frontier import sureness
+from bkray.ops.length import repeated_loss_table
+from bkray.train.evaluate import evaluate
+from bkray.train.lengths import table
+from bkray.train.step import Part, token_loss_nats
+
+N_CANDIDATES = 16
+"""Lengths that bins are chosen from: multiples of a sixteenth of the longest."""
+
+
+class Windows(NamedTuple):
+    """What is scored, ``batch_size`` windows at a time."""
+
+    inputs_EN: Tensor
+    targets_EN: Tensor
+    batch_size: int
+    autocast: torch.autocast
+
+    def parts(self, device: torch.device) -> Iterator[Part]:
+        """Yield inputs and targets of one batch after the other."""
+        batches = zip(
+            torch.split(self.inputs_EN, self.batch_size),
+            torch.split(self.targets_EN, self.batch_size),
+            strict=True,
+        )
+        yield from ((inputs.to(device), targets.to(device)) for inputs, targets in batches)
+
+
+class Cuts(NamedTuple):
+    """The loss of every window cut at every length, from one pass that cut nothing."""
+
+    table_EK: Tensor
+    """Mean over all sites, nats, on the host in float64."""
+    lengths: tuple[int, ...]
+    """Sites, growing; the last column is uncut."""
+    own_bins: tuple[int, ...]
+    """Of a learned length; empty where it is fixed."""
+    chosen_E: Tensor | None
+    """Column that the predictor chooses; ``None`` where the length is fixed."""
+    avg_layers: float
+    """Run by a token, nothing cut."""
+
+
+class Stops(NamedTuple):
+    """What every token would give if it stopped at each layer, from a pass in which none did.
+
+    A token stops at the first layer whose score reaches the threshold, and at the last one.
+    """
+
+    score_SL: Tensor
+    """(S, L - 1). Halting probability so far of ACT, sureness of an early exit."""
+    loss_SL: Tensor
+    """Nats, (S, L)."""
+
+
+def candidates_of(model: LanguageModel | LearnedLength, n_seq: int) -> tuple[int, ...]:
+    """Return the lengths that bins are chosen from, in sites.
+
+    None is shorter than what the predictor of a learned length reads, its shortest bin.
+    """
+    fewest = model.predictor.bins[0] if isinstance(model, LearnedLength) else 1
+    multiples = {n_seq * i // N_CANDIDATES for i in range(1, N_CANDIDATES + 1)}
+    return tuple(sorted(n for n in multiples if n >= fewest))
+
+
+def beyond_of(model: LanguageModel | LearnedLength) -> str:
+    """Return the name of what answers behind a cut; ``repeat`` where the length is fixed."""
+    policy = model.beyond if isinstance(model, LearnedLength) else Repeat()
+    return type(policy).__name__.lower()
+
+
+def cut_losses(
+    model: LanguageModel | LearnedLength, windows: Windows, candidates: Sequence[int]
+) -> Cuts:
+    """Return the loss of every window cut at the candidates and at the model's own bins.
+
+    Raises:
+        DataError: a loss is not finite.
+    """
+    own_bins = model.predictor.bins if isinstance(model, LearnedLength) else ()
+    lengths = tuple(sorted({*candidates, *own_bins}))
+    device = model_device(model)
+    lengths_K = torch.tensor(lengths, device=device)
+    tables, chosen, layers = [], [], []
+    with _telling_all_lengths(model):
+        for inputs_BN, targets_BN in windows.parts(device):
+            with windows.autocast:
+                said: Prediction = model(inputs_BN)
+            tables.append(_cut_table(said, targets_BN, lengths_K))
+            chosen += [] if said.lengths is None else [said.lengths.logit_BK.argmax(1)]
+            assert said.layers_BN is not None
+            layers.append(said.layers_BN.double().flatten())
+    column_of_bin_K = torch.tensor([lengths.index(n) for n in own_bins])
+    return Cuts(
+        _finite(torch.cat(tables).cpu()),
+        lengths,
+        own_bins,
+        column_of_bin_K[torch.cat(chosen).cpu()] if chosen else None,
+        float(torch.cat(layers).mean()),
+    )
+
+
+def _cut_table(said: Prediction, targets_BN: Tensor, lengths_K: Tensor) -> Tensor:
+    loss_BN = token_loss_nats(said, targets_BN).double()
+    n_sites = targets_BN.shape[1]
+    if said.lengths is not None and said.lengths.beyond_BNV is not None:
+        asked = said.lengths._replace(bins_K=lengths_K)
+        return table(said, asked, loss_BN, targets_BN) / n_sites
+    precise = torch.promote_types(said.logits_BNV.dtype, torch.float32)
+    logits_BNV = said.logits_BNV.to(precise)
+    return repeated_loss_table(loss_BN, logits_BNV, targets_BN, lengths_K) / n_sites
+
+
+def recorded_stops(model: LanguageModel, depth: ActDepth | ExitDepth, windows: Windows) -> Stops:
+    """Return scores and losses of one pass in which every token runs through every layer.
+
+    It reads the states of every layer: L passes through the head in place of one.
+
+    Raises:
+        DataError: a loss is not finite.
+    """
+    scores, losses = [], []
+    with recording(model, told=depth if isinstance(depth, ExitDepth) else None):
+        for inputs_BN, targets_BN in windows.parts(model_device(model)):
+            with windows.autocast:
+                if isinstance(depth, ActDepth):
+                    score_BNL, loss_BNL = _act_stops(model, depth, inputs_BN, targets_BN)
+                else:
+                    score_BNL, loss_BNL = _exit_stops(model, depth, inputs_BN, targets_BN)
+            scores.append(score_BNL.flatten(0, 1).double().cpu())
+            losses.append(loss_BNL.flatten(0, 1).double().cpu())
+    return Stops(torch.cat(scores), _finite(torch.cat(losses)))
+
+
+def _act_stops(
+    model: LanguageModel, depth: ActDepth, inputs_BN: Tensor, targets_BN: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Read the weighted sum of states as it would be at a stop behind each layer."""
+    hidden_BND = model.embed(inputs_BN)
+    run = Running(hidden_BND, sites_of(hidden_BND), hidden_BND.new_zeros(inputs_BN.shape))
+    sum_BND = torch.zeros_like(hidden_BND)
+    scores, losses = [], []
+    for block, unit in zip(model.blocks, [*depth.halting, None], strict=True):
+        assert run.c_BM is not None
+        left_BN1 = (1 - run.c_BM)[..., None]
+        halted = HaltingLayer(block, unit, threshold=math.inf).run(run)  # type: ignore[arg-type]
+        stopped = Prediction(model.read(sum_BND + left_BN1 * halted.hidden_BMD))
+        losses.append(token_loss_nats(stopped, targets_BN))
+        scores.append(halted.c_BM)
+        sum_BND = sum_BND + halted.weight_BM[..., None] * halted.hidden_BMD
+        run = run._replace(hidden_BMD=halted.hidden_BMD, c_BM=halted.c_BM)
+    return torch.stack(scores[:-1], dim=-1), torch.stack(losses, dim=-1)
+
+
+def _exit_stops(
+    model: LanguageModel, depth: ExitDepth, inputs_BN: Tensor, targets_BN: Tensor
+) -> tuple[Tensor, Tensor]:
+    said = model(inputs_BN)
+    heads = [Prediction(logits_BNV) for logits_BNV in (*said.exits, said.logits_BNV)]
+    losses = [token_loss_nats(head, targets_BN) for head in heads]
+    scores = [sureness(logits_BNV, depth.rule) for logits_BNV in said.exits]
+    return torch.stack(scores, dim=-1), torch.stack(losses, dim=-1)
+
+
+def scored_at(
+    threshold: float, model: LanguageModel, depth: ActDepth | ExitDepth, windows: Windows
+) -> tuple[float, float]:
+    """Return mean layers and loss in nats of an evaluation at a threshold, which is put back."""
+    trained = depth.threshold
+    depth.threshold = threshold
+    try:
+        score = evaluate(
+            model,
+            windows.inputs_EN,
+            windows.targets_EN,
+            batch_size=windows.batch_size,
+            autocast=windows.autocast,
+        )
+    finally:
+        depth.threshold = trained
+    of_policy = [score.metrics.get(f"{kind}/avg_layers_executed") for kind in ("act", "depth")]
+    layers = next((mean for mean in of_policy if mean is not None), len(model.blocks))
+    return float(layers), score.loss_nats
+
+
+@contextmanager
+def recording(model: nn.Module, told: nn.Module | None = None) -> Iterator[None]:
+    """Evaluate without gradients, but let ``told`` answer as in training, none of its parts.
+
+    So a learned length tells of all lengths and an early exit of all heads, and no dropout acts.
+    """
+    was_training = model.training
+    model.eval()
+    if told is not None:
+        told.training = True
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def _telling_all_lengths(model: LanguageModel | LearnedLength) -> Iterator[None]:
+    if not isinstance(model, LearnedLength):
+        with recording(model):
+            yield
+        return
+    train_cut, model.train_cut = model.train_cut, 0.0  # else rows drawn at random are cut
+    try:
+        with recording(model, told=model):
+            yield
+    finally:
+        model.train_cut = train_cut
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Return where the model computes."""
+    return next(model.parameters()).device
+
+
+def _finite(loss: Tensor) -> Tensor:
+    if not loss.isfinite().all():
+        raise DataError(
+            "the checkpoint's loss is not finite on the validation windows: nothing to sweep; "
+            "bkray why says what broke first"
+        )
+    return loss

@@ -1,0 +1,98 @@
+"""The ablation: every adaptive feature on and off, and every pair of features that goes together.
+
+Run it with ``bkray sweep ablation --preset smoke``, and with ``--seeds 3`` for means: all arms
+have the same seeds, and ``bkray show`` compares them seed by seed.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+from bkray.errors import ConfigError
+from bkray.overrides import Overrides, acting, build
+from bkray.sweep import Arm, Objective, Preset, Sweep
+
+FEATURES: dict[str, tuple[str, str | bool | int]] = {
+    "act": ("model.depth", "act"),
+    "exit": ("model.depth", "exit"),
+    "length": ("model.length", "learned"),
+    "multiscale": ("model.multiscale", True),
+    "sparsity": ("model.sparsity", "learned"),
+    "experts": ("model.n_experts", 4),
+}
+OFF: Overrides = {
+    "model.depth": "dense",
+    "model.length": "fixed",
+    "model.multiscale": False,
+    "model.sparsity": "off",
+    "model.n_experts": 1,
+}
+
+
+def arms(base: Overrides) -> list[Arm]:
+    """Return ``none``, each feature alone, and the pairs that a config allows, as ``act+length``.
+
+    Raises:
+        ConfigError: an override for a feature, which would be on or off in every arm, or for a
+            model that has none of them.
+    """
+    if base.get("model.build") is not None:
+        raise ConfigError("the ablation is of the built-in model: leave model.build out")
+    if fixed := [path for path in OFF if path in base]:
+        raise ConfigError(
+            f"the ablation turns {fixed[0]} on and off itself, got {fixed[0]}={base[fixed[0]]}: "
+            "leave it out"
+        )
+    alone = [Arm(name=name, overrides=_on(name)) for name in FEATURES]
+    return [Arm(name="none", overrides=OFF), *alone, *_pairs(base)]
+
+
+def _pairs(base: Overrides) -> Iterator[Arm]:
+    for first, second in itertools.combinations(FEATURES, 2):
+        if FEATURES[first][0] == FEATURES[second][0]:
+            continue  # one slot holds one of them
+        overrides = _on(first, second)
+        try:
+            build(acting({**base, **overrides}))
+        except ConfigError:
+            continue  # nor do they go together in different slots
+        yield Arm(name=f"{first}+{second}", overrides=overrides)
+
+
+def _on(*names: str) -> Overrides:
+    return {**OFF, **dict(FEATURES[name] for name in names)}
+
+
+SWEEP = Sweep(
+    name="ablation",
+    overview="every adaptive feature on and off, and in pairs, on patterns, text and noise",
+    base={
+        "data.corpus": "mixture",
+        "model.n_layers": 4,
+        "train.batch_size": 24,  # as in sweeps/length.py
+        "train.eval_windows": 96,
+        # Every arm is timed against one and the same model, else speeds would not multiply.
+        "train.speed_reference_experts": 1,
+    },
+    rivals=arms,
+    objectives=(
+        Objective(column="final_val_loss_nats", direction="minimize"),
+        Objective(column="speedup_measured", direction="maximize"),
+    ),
+    presets={
+        "smoke": Preset(
+            trials=0,
+            overrides={
+                "model.d_model": 32,
+                "model.n_seq": 64,
+                "train.steps": 20,
+                "train.batch_size": 6,
+                "train.eval_every": 10,
+                "train.eval_windows": 18,
+                "train.checkpoint_every": 10,
+                "optimizer.warmup_steps": 4,
+            },
+        ),
+        "small": Preset(trials=0, overrides={"train.steps": 400}),
+        "full": Preset(trials=0, overrides={"train.steps": 2000}),
+    },
+)
