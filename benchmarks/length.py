@@ -73,9 +73,10 @@ def kinds(metrics: Mapping[str, float]) -> list[str]:
 def line(seed: int, kind: str, dense: Mapping[str, float], learned: Mapping[str, float]) -> str:
     """Return what one kind costs and gains."""
     before, after = (said[f"kinds/{kind}/loss_nats"] for said in (dense, learned))
+    length = learned[f"kinds/{kind}/avg_length"]
     return (
         f"seed {seed}  {kind:9s} dense {math.exp(before):8.2f}  learned {math.exp(after):8.2f}  "
-        f"lost {math.expm1(after - before):+7.2%}  length {learned[f'kinds/{kind}/avg_length']:5.1f}"
+        f"lost {math.expm1(after - before):+7.2%}  length {length:5.1f}"
     )
 
 

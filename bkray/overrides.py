@@ -12,10 +12,20 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from bkray.config import ModelConfig, TrialConfig, acting_knobs
+from bkray.config import ModelConfig, TrialConfig
 from bkray.errors import ConfigError
+from bkray.knobs import acting_knobs
 
 Overrides = Mapping[str, Any]
+
+DENSE: Overrides = {
+    "model.depth": "dense",
+    "model.length": "fixed",
+    "model.multiscale": False,
+    "model.mixer_scale": 1,
+    "model.sparsity": "off",
+}
+"""Every site through every layer: what adaptive models are compared with."""
 
 _OPTIONS = "model.options."
 

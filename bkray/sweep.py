@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from bkray.overrides import Overrides, build
+from bkray.overrides import DENSE, Overrides, build
 
 
 class Trial(Protocol):
@@ -87,13 +87,7 @@ def dense_depths(base: Overrides) -> list[Arm]:
     n_layers = config.model.n_layers
     assert n_layers is not None
     reference = config.train.speed_reference_layers or n_layers
-    shared = {
-        "model.depth": "dense",
-        "model.length": "fixed",
-        "model.multiscale": False,
-        "model.sparsity": "off",
-        "train.speed_reference_layers": reference,
-    }
+    shared = {**DENSE, "train.speed_reference_layers": reference}
     return [
         Arm(name=f"dense-{depth}", overrides={**shared, "model.n_layers": depth})
         for depth in range(1, n_layers + 1)

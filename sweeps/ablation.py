@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator
 
 from bkray.errors import ConfigError
-from bkray.overrides import Overrides, acting, build
+from bkray.overrides import DENSE, Overrides, acting, build
 from bkray.sweep import Arm, Objective, Preset, Sweep
 
 FEATURES: dict[str, tuple[str, str | bool | int]] = {
@@ -19,13 +19,7 @@ FEATURES: dict[str, tuple[str, str | bool | int]] = {
     "sparsity": ("model.sparsity", "learned"),
     "experts": ("model.n_experts", 4),
 }
-OFF: Overrides = {
-    "model.depth": "dense",
-    "model.length": "fixed",
-    "model.multiscale": False,
-    "model.sparsity": "off",
-    "model.n_experts": 1,
-}
+OFF: Overrides = {**DENSE, "model.n_experts": 1}
 
 
 def arms(base: Overrides) -> list[Arm]:

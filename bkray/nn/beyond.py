@@ -36,7 +36,7 @@ class Repeat(nn.Module):
 
 
 class Shallow(nn.Module):
-    """The embedding straight into the head: a guess from the last token, and what kind of row it is.
+    """The embedding straight into the head: a guess from the last token and the kind of the row.
 
     The kind is told by a linear map of the row's ``pooled`` start, added to every embedding.
     """
@@ -79,7 +79,7 @@ class Copy(nn.Module):
         token_BN1 = copied_BN[:, first:, None].clamp(min=0)
         trust_BN = self.trust.to(shallow_BNV.dtype)[run_BN[:, first:].clamp(min=0)]
         at_token_BN1 = shallow_BNV.gather(-1, token_BN1)
-        # p (1 - w) everywhere and w more at the copied token: divided by 1 - w, only that one moves.
+        # p (1 - w) everywhere, w more at the copied token: over 1 - w, and only that one moves.
         raised_BN1 = (shallow_BNV.logsumexp(-1) + trust_BN)[..., None]
         mixed_BN1 = torch.where(
             run_BN[:, first:, None] == NOTHING,
@@ -99,7 +99,6 @@ def longest_follower(tokens_BN: Tensor, runs: tuple[int, ...]) -> tuple[Tensor, 
         copied_BN = torch.where(found_BN, follower_BN, copied_BN)
         run_BN = run_BN.masked_fill(found_BN, i)
     return copied_BN, run_BN
-
 
 
 def beyond(policy: str, d_model: int) -> Repeat | Shallow | Copy:

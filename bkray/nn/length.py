@@ -4,6 +4,7 @@ Letters: B batch, N sites, D width, V vocabulary, K bins, R rows of one length, 
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -52,7 +53,7 @@ def checked_bins(bins: Sequence[int], max_seq_len: int) -> tuple[int, ...]:
     Raises:
         ConfigError: they do not.
     """
-    grows = all(a < b for a, b in zip(bins, bins[1:], strict=False))
+    grows = all(a < b for a, b in pairwise(bins))
     if not bins or bins[0] < 1 or not grows or bins[-1] != max_seq_len:
         raise ConfigError(
             f"length bins must grow from at least 1 to max_seq_len={max_seq_len}, got "
@@ -90,9 +91,9 @@ class LearnedLength(nn.Module):
     by ``beyond``. In training all sites are computed, since one causal pass gives the loss of
     every bin; a share ``train_cut`` of the rows, drawn at random, is cut as in evaluation.
 
-    Rows of one length are computed together (``by_length``), or each alone (``per_sequence``), with
-    the same numbers. ``batch_maximum`` cuts all rows at the longest of their lengths, which makes
-    a row depend on its batch: never compare by it.
+    Rows of one length are computed together (``by_length``), or each alone (``per_sequence``): the
+    numbers are the same. ``batch_maximum`` cuts all rows at the longest of their lengths, which
+    makes a row depend on its batch: never compare by it.
     """
 
     def __init__(

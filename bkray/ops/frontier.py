@@ -16,8 +16,8 @@ from bkray.errors import ConfigError
 EXHAUSTIVE_CANDIDATES = 16
 """Up to so many lengths all sets are tried."""
 
-EXAMPLES_AT_ONCE = 32
-"""Their smallest costs in all sets of 16 lengths take 16 MiB."""
+EXAMPLES_AT_ONCE = 4
+"""Their smallest costs in all sets of 16 lengths take 2 MiB, which stays in a cache."""
 
 
 class Bins(NamedTuple):
@@ -46,19 +46,33 @@ def best_bins(table_EN: Tensor, lengths: Sequence[int], k: int, price: float) ->
     Raises:
         ConfigError: ``k`` is out of range.
     """
-    if not 1 <= k <= len(lengths):
-        raise ConfigError(f"the bins to choose must be 1 to {len(lengths)} of as many, got {k}")
+    return best_bins_of_each(table_EN, lengths, [k], price)[0]
+
+
+def best_bins_of_each(
+    table_EN: Tensor, lengths: Sequence[int], ks: Sequence[int], price: float
+) -> list[Bins]:
+    """Return ``best_bins`` for several ``k``; trying all sets costs the same for all as for one."""
+    for k in ks:
+        if not 1 <= k <= len(lengths):
+            raise ConfigError(f"the bins to choose must be 1 to {len(lengths)}, got {k}")
     share_N = torch.tensor(lengths, dtype=table_EN.dtype, device=table_EN.device) / max(lengths)
     cost_EN = table_EN + price * share_N
     is_exhaustive = len(lengths) <= EXHAUSTIVE_CANDIDATES
-    columns = exhaustive(cost_EN, k) if is_exhaustive else greedy_with_swaps(cost_EN, k)
-    columns_K = torch.tensor(columns, device=table_EN.device)
-    chosen_E = columns_K[cost_EN[:, columns_K].argmin(1)]
-    return Bins(tuple(lengths[column] for column in columns), chosen_E, is_exhaustive)
+    if is_exhaustive:
+        found = exhaustive(cost_EN, ks)
+    else:
+        found = [greedy_with_swaps(cost_EN, k) for k in ks]
+    bins = []
+    for columns in found:
+        columns_K = torch.tensor(columns, device=table_EN.device)
+        chosen_E = columns_K[cost_EN[:, columns_K].argmin(1)]
+        bins.append(Bins(tuple(lengths[c] for c in columns), chosen_E, is_exhaustive))
+    return bins
 
 
-def exhaustive(cost_EN: Tensor, k: int) -> tuple[int, ...]:
-    """Return the ``k`` columns whose smallest entries have the least mean, of all sets.
+def exhaustive(cost_EN: Tensor, ks: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return for each ``k`` the columns whose smallest entries have the least mean, of all sets.
 
     The sets are numbered: bit ``n`` says whether column ``n`` is in. With each column the sets
     known so far come again with it, so all ``2^N`` of them cost one minimum each.
@@ -72,8 +86,8 @@ def exhaustive(cost_EN: Tensor, k: int) -> tuple[int, ...]:
     members_C = torch.zeros(1, dtype=torch.long, device=cost_EN.device)
     for _ in range(cost_EN.shape[1]):
         members_C = torch.cat([members_C, members_C + 1])
-    best = int(total_C.masked_fill(members_C != k, math.inf).argmin())
-    return tuple(n for n in range(cost_EN.shape[1]) if best >> n & 1)
+    best = [int(total_C.masked_fill(members_C != k, math.inf).argmin()) for k in ks]
+    return [tuple(n for n in range(cost_EN.shape[1]) if one >> n & 1) for one in best]
 
 
 def greedy_with_swaps(cost_EN: Tensor, k: int) -> tuple[int, ...]:

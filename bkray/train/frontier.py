@@ -15,7 +15,7 @@ from bkray.nn.depth import ActDepth
 from bkray.nn.exits import ExitDepth
 from bkray.nn.length import LearnedLength
 from bkray.nn.lm import LanguageModel
-from bkray.ops.frontier import best_bins, stop_curve
+from bkray.ops.frontier import best_bins_of_each, stop_curve
 from bkray.train.recorded import (
     Cuts,
     Stops,
@@ -158,10 +158,10 @@ def length_frontier(
     """Return the best bins among the candidates for every price and number of bins."""
     column = {n: i for i, n in enumerate(cuts.lengths)}
     table_EK = cuts.table_EK[:, [column[n] for n in candidates]]
-    points, search = [], "exhaustive"
+    ks = [k for k in N_BINS if k <= len(candidates)]
+    points = []
     for price in prices:
-        for k in (k for k in N_BINS if k <= len(candidates)):
-            best = best_bins(table_EK, candidates, k, price)
+        for best in best_bins_of_each(table_EK, candidates, ks, price):
             search = "exhaustive" if best.is_exhaustive else "greedy with swaps"
             points.append(_bins_point(price, best.lengths, table_EK, candidates, best.chosen_E))
     predicted = None

@@ -7,7 +7,7 @@ from torch import nn
 
 from bkray.config import TrialConfig
 from bkray.nn.build import language_model
-from bkray.overrides import acting, build, flatten
+from bkray.overrides import DENSE, acting, build, flatten
 from bkray.train import measure
 from bkray.train.halting import advice
 from bkray.train.run import Run
@@ -38,13 +38,7 @@ def measure_speed(trial: Run, vocab_size: int) -> dict[str, float]:
 
 def dense_rival(config: TrialConfig, vocab_size: int) -> nn.Module:
     """Return an untrained dense model of the sweep's depth: as fast as a trained one."""
-    dense = {
-        "model.depth": "dense",
-        "model.length": "fixed",
-        "model.multiscale": False,
-        "model.sparsity": "off",
-        "model.n_layers": reference_layers(config),
-    }
+    dense = {**DENSE, "model.n_layers": reference_layers(config)}
     if config.train.speed_reference_experts is not None:
         dense["model.n_experts"] = config.train.speed_reference_experts
     return language_model(build(acting({**flatten(config), **dense})).model, vocab_size)

@@ -21,7 +21,7 @@ from bkray.nn.lm import Prediction
 from bkray.overrides import build, config_paths, flatten, trial_id
 from bkray.train.checkpoint import NAME
 from bkray.train.loop import train_window
-from bkray.train.summary import reference_layers
+from bkray.train.summary import dense_rival, reference_layers
 from bkray.trial import compose, run
 
 SMALL = {
@@ -42,6 +42,9 @@ BK = {"model.mixer": "bk", "model.n_heads": 4, "model.n_values": 2}
 ATTENTION = {"model.mixer": "attention", "model.n_heads": 2}
 EXPERTS = {"model.n_experts": 4}
 ACT = {"model.depth": "act", "model.n_layers": 3}
+EXIT = {"model.depth": "exit"}
+SPARSE = {"model.sparsity": "learned"}
+LEARNED = {"model.length": "learned"}
 SPIKING = {"optimizer.lr": 3.0, "optimizer.warmup_steps": 0, "train.steps": 12}
 WORDS = {"data.tokenizer": "words", "data.vocab_size": 20}
 OWN = {
@@ -155,6 +158,21 @@ def passes_per_step(config: TrialConfig, folder: Path) -> Any:
     return rows[: len(rows) // len(window.loss_nats)]
 
 
+def expected_length(config: TrialConfig, folder: Path) -> Any:
+    return of(StepsDone, config)[-1].metrics["train/expected_length"]
+
+
+def rows_per_pass(config: TrialConfig, folder: Path) -> Any:
+    """Rows that the layers see at once in evaluation."""
+    trial = compose(config, prepare(config.data, config.model.n_seq), None)
+    rows: list[int] = []
+    trial.model.model.blocks[0].register_forward_pre_hook(
+        lambda _, args: rows.append(len(args[0]))
+    )
+    trial.model.eval()(torch.zeros(6, config.model.n_seq, dtype=torch.long))
+    return rows
+
+
 def dtype(config: TrialConfig, folder: Path) -> Any:
     trial = compose(config, prepare(config.data, config.model.n_seq), None)
     return next(trial.model.parameters()).dtype
@@ -189,6 +207,10 @@ def rival_depth(config: TrialConfig, folder: Path) -> Any:
     return reference_layers(config)
 
 
+def rival_params(config: TrialConfig, folder: Path) -> Any:
+    return sum(p.numel() for p in dense_rival(config, 256).parameters())
+
+
 class Knob(NamedTuple):
     """``path=other`` over ``SMALL`` and ``base`` changes what is ``seen``."""
 
@@ -219,6 +241,24 @@ KNOBS = [
     Knob("model.act_threshold", 0.5, layers_run, ACT),
     Knob("model.act_lambda", 0.5, halting_weights, ACT),
     Knob("model.halt_lr_factor", 3.0, halting_weights, ACT),
+    Knob("model.mixer_scale", 2, first_losses),
+    Knob("model.multiscale", True, first_losses, {"model.n_layers": 3}),
+    Knob("model.sparsity", "learned", n_params),
+    Knob("model.sparsity_lambda", 5.0, last_losses, SPARSE),
+    Knob("model.exit_heads", "own", n_params, EXIT),
+    Knob("model.exit_rule", "entropy", validation_loss, {**EXIT, "model.exit_threshold": 0.01}),
+    Knob("model.exit_threshold", 0.01, validation_loss, EXIT),
+    Knob("model.exit_weight", 3.0, last_losses, EXIT),
+    Knob("model.length", "learned", n_params),
+    Knob("model.length_layout", "exponential", expected_length, LEARNED),
+    Knob("model.length_bins", 4, n_params, LEARNED),
+    Knob("model.length_list", "4,16", n_params, LEARNED),
+    Knob("model.length_penalty", 5.0, expected_length, LEARNED),
+    Knob("model.length_beyond", "shallow", n_params, LEARNED),
+    Knob("model.length_scope", "full", expected_length, LEARNED),
+    Knob("model.length_grouping", "per_sequence", rows_per_pass, LEARNED),
+    Knob("model.length_gradient", "gumbel", expected_length, LEARNED),
+    Knob("model.length_train_cut", 0.9, first_losses, LEARNED),
     Knob("data.corpus", "other.txt", fingerprint),
     Knob("data.tokenizer", "words", vocabulary),
     Knob("data.vocab_size", 30, vocabulary, WORDS),
@@ -239,6 +279,7 @@ KNOBS = [
     Knob("train.precision", "float64", dtype),
     Knob("train.device", "cuda", device),
     Knob("train.speed_reference_layers", 5, rival_depth),
+    Knob("train.speed_reference_experts", 1, rival_params, EXPERTS),
     Knob("train.on_spike", "skip_step", interventions, SPIKING),
     Knob("train.on_spike", "rewind", interventions, SPIKING),
     Knob("train.max_interventions", 1, interventions, {**SPIKING, "train.on_spike": "skip_step"}),
@@ -276,7 +317,16 @@ def test_changing_a_knob_changes_the_trials_id(knob: Knob, text: Path, tmp_path:
     assert trial_id(base, "data", "1") != trial_id(changed, "data", "1")
 
 
-ONLY_LATER = ("optimizer.", "model.balance_weight", "model.act_lambda", "model.halt_lr_factor")
+ONLY_LATER = (
+    "optimizer.",
+    "model.balance_weight",
+    "model.act_lambda",
+    "model.halt_lr_factor",
+    "model.exit_weight",
+    "model.sparsity_lambda",
+    "model.length_penalty",
+    "model.length_gradient",
+)
 
 
 @pytest.mark.parametrize(
