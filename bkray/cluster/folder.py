@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from bkray.cluster.locks import HeldElsewhereError, held
 from bkray.errors import ConfigError, ResumeError
 
 _STUDY = "study.db"
+_WORKERS = ("events", "checkpoints", "forensics")  # folders of a trial that its worker writes
 
 
 def check(folder: Path, *, resume: bool) -> dict[str, Any] | None:
@@ -54,7 +55,8 @@ def claimed(folder: Path, token: str, *, resume: bool) -> Iterator[dict[str, Any
             (folder / "trials").mkdir(exist_ok=True)
             try:
                 yield stored
-                _clear(folder)  # a worker that was killed leaves what it was about to write
+                # A worker that was killed leaves what it was about to write; views still write.
+                _clear(folder, written_by=_WORKERS)
             except BaseException:
                 if stored is None:
                     _unmake(folder)
@@ -78,11 +80,13 @@ def _wait_for_orphans(folder: Path) -> None:
             pass
 
 
-def _clear(folder: Path) -> None:
+def _clear(folder: Path, written_by: Iterable[str] = ("*",)) -> None:
+    """Remove scratch folders, and half-written files of these folders of every trial."""
     for name in (".tune", ".train"):
         for scratch in (folder / name, *folder.glob(f"trials/*/{name}")):
             shutil.rmtree(scratch, ignore_errors=True)
-    for pattern in ("*.tmp", "trials/*/*.tmp", "trials/*/*/*.tmp", "trials/*/.stop"):
+    half_written = [f"trials/*/{name}/*.tmp" for name in written_by]
+    for pattern in ("*.tmp", "trials/*/*.tmp", *half_written, "trials/*/.stop"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 
