@@ -7,12 +7,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bkray.cluster import record
+from bkray.cluster import record, study
 from bkray.cluster.carriers import DRIVER, ORPHAN_SECONDS
 from bkray.cluster.locks import HeldElsewhereError, held
 from bkray.errors import ConfigError, ResumeError
 
-_STUDY = "study.db"
 _WORKERS = ("events", "checkpoints", "forensics")  # folders of a trial that its worker writes
 
 
@@ -27,7 +26,7 @@ def check(folder: Path, *, resume: bool) -> dict[str, Any] | None:
         raise ConfigError(f"the output folder {folder} is a file: give another --out")
     if resume:
         return record.read(folder)
-    if (folder / record.NAME).exists() or (folder / _STUDY).exists():
+    if (folder / record.NAME).exists() or (folder / study.NAME).exists():
         raise ResumeError(
             f"{folder} already holds a sweep: go on with it by bkray resume {folder}, or give "
             "another --out"
@@ -94,5 +93,5 @@ def _clear(folder: Path, written_by: Iterable[str] = ("*",)) -> None:
 def _unmake(folder: Path) -> None:
     with suppress(OSError):  # a trial was begun
         (folder / "trials").rmdir()
-        for name in (record.NAME, _STUDY):
+        for name in (record.NAME, study.NAME):
             (folder / name).unlink(missing_ok=True)
