@@ -30,7 +30,7 @@ sweep: setup
 	$(BIN)/bkray sweep $(SWEEP) --preset $(PRESET)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: setup
 	PATH="$(abspath $(BIN)):$$PATH" scripts/check

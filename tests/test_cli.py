@@ -197,5 +197,8 @@ def test_a_dry_run_shows_the_arms_and_runs_nothing(say: Say, tmp_path: Path) -> 
 
 
 def test_help_names_every_verb_with_an_example(say: Say) -> None:
-    for verb in ("train", "sweep", "show", "eval", "ui"):
+    verbs = ["train", "sweep", "resume", "show", "report", "eval", "why", "replay"]
+    verbs += ["mlflow-sync", "ui"]
+    assert all(f" {verb} " in say("--help").stdout for verb in verbs)
+    for verb in verbs:
         assert f"Example: bkray {verb}" in say(verb, "--help").stdout.replace("\n", " ")

@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,6 +98,9 @@ def test_a_killed_sweep_is_resumed_and_equals_an_undisturbed_one(
     assert "goes on from step" in out
     assert "4 done, 0 running, 4 in all" in out
     assert differences(tmp_path / "whole", tmp_path / "parts") <= CLOCKS | {"attempt"}
+    with sqlite3.connect(tmp_path / "runs" / "mlflow.db") as store:
+        statuses = Counter(status for (status,) in store.execute("select status from runs"))
+    assert statuses == {"FINISHED": 10}, "two sweeps of four trials, none left running"
 
 
 @pytest.mark.slow

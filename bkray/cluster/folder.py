@@ -2,17 +2,17 @@
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bkray.cluster import record
+from bkray.cluster import record, study
 from bkray.cluster.carriers import DRIVER, ORPHAN_SECONDS
 from bkray.cluster.locks import HeldElsewhereError, held
 from bkray.errors import ConfigError, ResumeError
 
-_STUDY = "study.db"
+_WORKERS = ("events", "checkpoints", "forensics")  # folders of a trial that its worker writes
 
 
 def check(folder: Path, *, resume: bool) -> dict[str, Any] | None:
@@ -26,7 +26,7 @@ def check(folder: Path, *, resume: bool) -> dict[str, Any] | None:
         raise ConfigError(f"the output folder {folder} is a file: give another --out")
     if resume:
         return record.read(folder)
-    if (folder / record.NAME).exists() or (folder / _STUDY).exists():
+    if (folder / record.NAME).exists() or (folder / study.NAME).exists():
         raise ResumeError(
             f"{folder} already holds a sweep: go on with it by bkray resume {folder}, or give "
             "another --out"
@@ -54,7 +54,8 @@ def claimed(folder: Path, token: str, *, resume: bool) -> Iterator[dict[str, Any
             (folder / "trials").mkdir(exist_ok=True)
             try:
                 yield stored
-                _clear(folder)  # a worker that was killed leaves what it was about to write
+                # A worker that was killed leaves what it was about to write; views still write.
+                _clear(folder, written_by=_WORKERS)
             except BaseException:
                 if stored is None:
                     _unmake(folder)
@@ -78,11 +79,13 @@ def _wait_for_orphans(folder: Path) -> None:
             pass
 
 
-def _clear(folder: Path) -> None:
+def _clear(folder: Path, written_by: Iterable[str] = ("*",)) -> None:
+    """Remove scratch folders, and half-written files of these folders of every trial."""
     for name in (".tune", ".train"):
         for scratch in (folder / name, *folder.glob(f"trials/*/{name}")):
             shutil.rmtree(scratch, ignore_errors=True)
-    for pattern in ("*.tmp", "trials/*/*.tmp", "trials/*/*/*.tmp", "trials/*/.stop"):
+    half_written = [f"trials/*/{name}/*.tmp" for name in written_by]
+    for pattern in ("*.tmp", "trials/*/*.tmp", *half_written, "trials/*/.stop"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 
@@ -90,5 +93,5 @@ def _clear(folder: Path) -> None:
 def _unmake(folder: Path) -> None:
     with suppress(OSError):  # a trial was begun
         (folder / "trials").rmdir()
-        for name in (record.NAME, _STUDY):
+        for name in (record.NAME, study.NAME):
             (folder / name).unlink(missing_ok=True)

@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import optuna
-from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from bkray.cluster.knobs import ask
 from bkray.cluster.samplers import sampler
 from bkray.cluster.search import Proposal, Search
+from bkray.cluster.study import open_study
 from bkray.config import TrialConfig
-from bkray.errors import ConfigError, ResumeError
+from bkray.errors import ConfigError
 from bkray.overrides import flatten
-from bkray.sweep import Sweep
 
 _ANSWERED = ("ok", "diverged", "pruned", "oom", "failed")
 """Outcomes that are not tried again; an interrupted trial goes on."""
@@ -49,8 +48,7 @@ class Ledger:
 
     def __init__(self, folder: Path | None, search: Search) -> None:
         self.search = search
-        self._storage = _open_storage(folder)
-        self._study = _open_study(self._storage, search.sweep)
+        self._storage, self._study = open_study(folder, search.sweep)
         self._rivals = search.rivals()
         self._points = search.points()
         self._n_searched = search.n_searched
@@ -219,33 +217,3 @@ def _read_told(study: optuna.Study) -> dict[int, _Told]:
 
 def _key(config: TrialConfig) -> str:
     return json.dumps(flatten(config), sort_keys=True)
-
-
-def _open_storage(folder: Path | None) -> RDBStorage:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if folder is None:
-        return RDBStorage("sqlite://")
-    braces = str(folder / "study.db").replace("{", "{{").replace("}", "}}")  # optuna formats it
-    return RDBStorage(f"sqlite:///{braces}")
-
-
-def _open_study(storage: RDBStorage, sweep: Sweep) -> optuna.Study:
-    """Open or create the study called like the sweep.
-
-    Raises:
-        ResumeError: the file holds a study with other objectives.
-    """
-    study = optuna.create_study(
-        storage=storage,
-        study_name=sweep.name,
-        directions=[objective.direction for objective in sweep.objectives],
-        load_if_exists=True,
-    )
-    asked = [objective.direction for objective in sweep.objectives]
-    stored = [direction.name.lower() for direction in study.directions]
-    if stored != asked:
-        raise ResumeError(
-            f"study.db was written with objectives {stored}, the sweep now says {asked}: "
-            "start it in a new folder"
-        )
-    return study

@@ -16,10 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bkray import atomic
 from bkray.errors import TrackingError
 
 _ANSWER_SECONDS = 15.0  # for a store that neither answers nor refuses
 _CREATION_SECONDS = 120.0  # mlflow makes a new database by dozens of migrations, on a busy machine
+_NAME = "mlflow.db"
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -72,8 +74,9 @@ def embedded_store(runs_dir: Path) -> Tracking:
         runs_dir.mkdir(parents=True, exist_ok=True)
         with _alone(runs_dir / ".mlflow.lock"):
             advice = "give another output folder, or move that file away"
-            _ask(_database(runs_dir), advice, _CREATION_SECONDS)
-            _remove_default_experiment(_database(runs_dir))
+            if not (runs_dir / _NAME).exists():
+                _create(runs_dir, advice)
+            _ask(_database(runs_dir), advice, _ANSWER_SECONDS)
     except OSError as error:
         raise TrackingError(f"no MLflow store can be made in {runs_dir}: {error}") from error
     return Tracking(_database(runs_dir), (runs_dir.absolute() / "mlflow-artifacts").as_uri())
@@ -120,7 +123,16 @@ def ui_address(port: int) -> str:
 
 
 def _database(runs_dir: Path) -> str:
-    return f"sqlite:///{runs_dir.absolute() / 'mlflow.db'}"
+    return f"sqlite:///{runs_dir.absolute() / _NAME}"
+
+
+def _create(runs_dir: Path, advice: str) -> None:
+    """Make the database under another name: a process killed at a migration leaves no half."""
+    for left in runs_dir.glob(f"{_NAME}.*"):
+        left.unlink()
+    with atomic.replace(runs_dir.absolute() / _NAME) as new:
+        _ask(f"sqlite:///{new}", advice, _CREATION_SECONDS)
+        _remove_default_experiment(f"sqlite:///{new}")
 
 
 def _be_quiet() -> None:

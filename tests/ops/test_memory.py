@@ -6,7 +6,7 @@ import sys
 import pytest
 
 WARM_UP = 24
-"""Tensors until one fits a hole: in 7 of 40 processes the sixth still took new pages, none later."""
+"""Tensors until one fits a hole: in 7 of 40 processes the sixth still took new pages."""
 PAGES_OF_A_NEW_TENSOR = """
 import resource, torch
 from bkray.ops.memory import keep_freed_memory

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from whole_database import made_whole
 
 from bkray.errors import TrackingError
 from bkray.sinks.mlflow import (
@@ -53,6 +54,15 @@ def test_a_database_that_is_none_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("no database at all, and longer than a header " * 30)
     with pytest.raises(TrackingError, match="move that file away"):
         open_store(tmp_path)
+
+
+def test_a_new_database_gets_its_name_when_all_of_it_is_there(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db.1234.tmp").write_text("half: its process was killed")
+    assert made_whole(
+        tmp_path / "mlflow.db",
+        "from bkray.sinks.mlflow import open_store\nopen_store(place.parent)\n",
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mlflow.lock", "mlflow.db"]
 
 
 @pytest.mark.slow
