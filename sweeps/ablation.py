@@ -19,25 +19,23 @@ FEATURES: dict[str, tuple[str, str | bool | int]] = {
     "sparsity": ("model.sparsity", "learned"),
     "experts": ("model.n_experts", 4),
 }
-OFF: Overrides = {**DENSE, "model.n_experts": 1}
+SET_BY_ARMS = (*DENSE, "model.n_experts")
 
 
 def arms(base: Overrides) -> list[Arm]:
     """Return ``none``, each feature alone, and the pairs that a config allows, as ``act+length``.
 
     Raises:
-        ConfigError: an override for a feature, which would be on or off in every arm, or for a
-            model that has none of them.
+        ConfigError: an override for what the arms set, or for a model that has no such features.
     """
     if base.get("model.build") is not None:
         raise ConfigError("the ablation is of the built-in model: leave model.build out")
-    if fixed := [path for path in OFF if path in base]:
+    if fixed := [path for path in SET_BY_ARMS if path in base]:
         raise ConfigError(
-            f"the ablation turns {fixed[0]} on and off itself, got {fixed[0]}={base[fixed[0]]}: "
-            "leave it out"
+            f"the ablation sets {fixed[0]} itself in every arm, got {base[fixed[0]]}: leave it out"
         )
     alone = [Arm(name=name, overrides=_on(name)) for name in FEATURES]
-    return [Arm(name="none", overrides=OFF), *alone, *_pairs(base)]
+    return [Arm(name="none", overrides={}), *alone, *_pairs(base)]
 
 
 def _pairs(base: Overrides) -> Iterator[Arm]:
@@ -53,7 +51,7 @@ def _pairs(base: Overrides) -> Iterator[Arm]:
 
 
 def _on(*names: str) -> Overrides:
-    return {**OFF, **dict(FEATURES[name] for name in names)}
+    return dict(FEATURES[name] for name in names)
 
 
 SWEEP = Sweep(

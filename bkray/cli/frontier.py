@@ -55,10 +55,11 @@ def _lines(found: "Frontier") -> Iterator[str]:
 def _length_lines(lengths: "LengthFrontier") -> Iterator[str]:
     yield (
         f"best length bins ({lengths.search} search), exact; behind a cut: {lengths.beyond}; "
-        "every window takes its best bin, as a perfect predictor would"
+        "every window takes its best bin, as a perfect predictor would; price: nats per token "
+        "that the longest length costs"
     )
     yield (
-        f"{'nats for max':>12} {'bins':>4} {'mean length':>11} {'loss nats':>9} {'perplexity':>10}"
+        f"{'price':>12} {'bins':>4} {'mean length':>11} {'loss nats':>9} {'perplexity':>10}"
         "  speedup by arithmetic, lengths"
     )
     for point in lengths.points:

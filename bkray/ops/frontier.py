@@ -52,7 +52,11 @@ def best_bins(table_EN: Tensor, lengths: Sequence[int], k: int, price: float) ->
 def best_bins_of_each(
     table_EN: Tensor, lengths: Sequence[int], ks: Sequence[int], price: float
 ) -> list[Bins]:
-    """Return ``best_bins`` for several ``k``; trying all sets costs the same for all as for one."""
+    """Return ``best_bins`` for several ``k``, which cost hardly more than one.
+
+    Raises:
+        ConfigError: a ``k`` is out of range.
+    """
     for k in ks:
         if not 1 <= k <= len(lengths):
             raise ConfigError(f"the bins to choose must be 1 to {len(lengths)}, got {k}")

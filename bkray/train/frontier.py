@@ -199,13 +199,12 @@ def stop_frontier(
     def estimated(thresholds: Sequence[float]) -> tuple[StopPoint, ...]:
         return estimate(recorded, thresholds, -1.0 if is_entropy else 1.0)
 
-    others = [largest * i / N_EVALUATED for i in range(1, N_EVALUATED + 1)]
-    others = [threshold for threshold in others if threshold != trained.threshold]
-    evaluated = [trained]
-    for threshold in others[: N_EVALUATED - 1]:
-        layers, loss_nats = scored_at(threshold, model, depth, windows)
-        evaluated.append(StopPoint(threshold, layers, loss_nats))
-    evaluated.sort(key=lambda point: point.threshold)
+    evaluated = [
+        trained
+        if threshold == trained.threshold
+        else StopPoint(threshold, *scored_at(threshold, model, depth, windows))
+        for threshold in evaluated_thresholds(trained.threshold, largest)
+    ]
     guesses = estimated([point.threshold for point in evaluated])
     return StopFrontier(
         "model.act_threshold" if isinstance(depth, ActDepth) else "model.exit_threshold",
@@ -217,6 +216,13 @@ def stop_frontier(
             for true, guess in zip(evaluated, guesses, strict=True)
         ),
     )
+
+
+def evaluated_thresholds(trained: float, largest: float) -> list[float]:
+    """Return ``N_EVALUATED`` even steps to ``largest``, the nearest one moved to ``trained``."""
+    even = [largest * i / N_EVALUATED for i in range(1, N_EVALUATED + 1)]
+    nearest = min(even, key=lambda threshold: abs(threshold - trained))
+    return [trained if threshold == nearest else threshold for threshold in even]
 
 
 def estimate(

@@ -10,6 +10,7 @@ from made_sweep import write_record, write_trial
 from bkray.cli.look import show
 from bkray.report import products
 from bkray.report.products import Product, columns, missing, said
+from bkray.report.ranking import kind
 from bkray.report.render import write_report
 from bkray.report.tables import COLUMNS, Row, collect
 
@@ -188,5 +189,6 @@ def test_a_sweep_without_pairs_shows_no_such_table(
 
 def test_none_is_the_dense_model_that_the_others_are_compared_with(tmp_path: Path) -> None:
     by_arm = {one["arm"]: one for one in collect(write_ablation(tmp_path / "sweep"))}
+    assert (kind(by_arm["none"]), kind(by_arm["act"])) == ("dense", "other")
     assert by_arm["none"]["val_ppl_relative_to_dense"] == 1.0
     assert by_arm["length"]["speedup_relative_to_dense"] == 2.0
