@@ -86,7 +86,9 @@ class Copy(nn.Module):
             at_token_BN1,
             torch.logaddexp(at_token_BN1, raised_BN1),
         )
-        return shallow_BNV.scatter(-1, token_BN1, mixed_BN1)
+        if torch.is_grad_enabled():
+            return shallow_BNV.scatter(-1, token_BN1, mixed_BN1)
+        return shallow_BNV.scatter_(-1, token_BN1, mixed_BN1)  # no copy of a large tensor
 
 
 def longest_follower(tokens_BN: Tensor, runs: tuple[int, ...]) -> tuple[Tensor, Tensor]:
