@@ -11,36 +11,49 @@ from bkray.nn.lm import Lengths, Prediction
 from bkray.ops.length import loss_table, repeated_loss_table
 
 TEMPERATURE = 0.25
-"""Weight of the entropy of ``q``, as a share of the row's own range of costs. The best ``q`` is
-then at most ``e^4`` times as sure of the cheapest bin as of the dearest one. Without it a bin that
-is bad while the layers know nothing yet is given up for good (docs/log.md)."""
+"""Weight of the entropy of ``q``, as a share of a row's range of costs. The best ``q`` is then at
+most ``e^4`` times as sure of the cheapest bin as of the dearest one. Without it a bin that is bad
+while the layers know nothing yet is given up for good (docs/log.md)."""
+
+LEAST_RANGE = 1e-6
+"""Nats per token; a row whose bins cost all the same teaches the predictor nothing."""
 
 
 def length_losses(
     prediction: Prediction, loss_BN: Tensor, targets_BN: Tensor, knobs: ModelConfig
 ) -> dict[str, Tensor]:
-    """Return ``total``, which is trained on, and what it is made of.
+    """Return ``total``, which is trained on, and the mean length that the predictor expects.
 
-    ``E_q[L(k)] / N + length_penalty * E_q[n_k] / max_seq_len - temperature * entropy(q)``, a mean
-    over the rows of which every site was computed: they alone know the loss of every bin. ``q`` is
-    the softmax over the bins, or a straight-through sample of it (``length_gradient=gumbel``). The
-    loss inside a cut teaches the predictor alone, what lies behind it also the answer given there.
+    With ``C_k = L(k) / N + length_penalty * n_k / max_seq_len`` the total is a mean over rows of
+    ``E_q[C]``, which teaches the answers behind a cut, and ``E_q[C] / range - TEMPERATURE *
+    entropy(q)``, which teaches the predictor. The ``range`` is the row's dearest bin less its
+    cheapest: without it rows that a cut costs little would learn nothing beside those that it
+    costs much. Rows count of which every site was computed: they alone know the loss of every bin.
+    ``q`` is the softmax over the bins, or a straight-through sample of it
+    (``length_gradient=gumbel``). What lies inside a cut is no part of what is taught here.
     """
     lengths = prediction.lengths
     assert lengths is not None
-    n_sites = targets_BN.shape[1]
     share_BK = bin_shares(lengths.logit_BK, knobs.length_gradient or "exact")
     costs_BK = costs(prediction, loss_BN, targets_BN, knobs.length_penalty or 0.0)
-    whole_B = (lengths.computed_B == lengths.bins_K[-1].clamp(max=n_sites)).to(costs_BK.dtype)
-    log_share_BK = lengths.logit_BK.log_softmax(1)
-    entropy_B = -(log_share_BK.exp() * log_share_BK).sum(1)
-    cheapest_B, dearest_B = costs_BK.detach().aminmax(dim=1)
-    warmth_B = TEMPERATURE * (dearest_B - cheapest_B)
-    expected_B = (share_BK * costs_BK).sum(1) - warmth_B * entropy_B
+    answers_B = (share_BK.detach() * costs_BK).sum(1)
+    is_whole_B = lengths.computed_B == lengths.bins_K[-1].clamp(max=targets_BN.shape[1])
+    taught_B = (answers_B + predictor_loss(lengths.logit_BK, share_BK, costs_BK)) * is_whole_B
     return {
-        "total": (expected_B * whole_B).sum() / whole_B.sum().clamp(min=1),
+        "total": taught_B.sum() / is_whole_B.sum().clamp(min=1),
         "length/expected_length": (share_BK * lengths.bins_K).sum(1).mean(),
     }
+
+
+def predictor_loss(logit_BK: Tensor, share_BK: Tensor, costs_BK: Tensor) -> Tensor:
+    """Return what teaches the predictor, (B,): the expected cost above the least possible one as
+    a share of the row's range, less the entropy."""
+    cheapest_B, dearest_B = costs_BK.detach().aminmax(dim=1)
+    range_B = (dearest_B - cheapest_B).clamp(min=LEAST_RANGE)
+    relative_BK = (costs_BK.detach() - cheapest_B[:, None]) / range_B[:, None]
+    log_BK = logit_BK.log_softmax(1)
+    entropy_B = -(log_BK.exp() * log_BK).sum(1)
+    return (share_BK * relative_BK).sum(1) - TEMPERATURE * entropy_B
 
 
 def costs(prediction: Prediction, loss_BN: Tensor, targets_BN: Tensor, penalty: float) -> Tensor:

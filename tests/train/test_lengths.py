@@ -1,5 +1,6 @@
 """What learned length is trained on. Letters: B batch, N sites, K bins."""
 
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from bkray.nn.build import built_in
 from bkray.nn.length import LearnedLength
 from bkray.nn.lm import Prediction
-from bkray.train.lengths import TEMPERATURE, bin_shares, costs
+from bkray.train.lengths import TEMPERATURE, bin_shares, costs, predictor_loss
 from bkray.train.step import losses, token_loss_nats
 
 SITES = 16
@@ -57,24 +58,36 @@ def test_a_gradient_reaches_every_parameter(gradient: str, beyond: str) -> None:
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_the_expectation_is_exact_and_its_gradient_that_of_its_formula() -> None:
+def test_the_total_is_that_of_its_formula_bin_by_bin() -> None:
     model, config = build(length_penalty=0.3)
     model.double()
     inputs, targets = batch()
     said: Prediction = model(inputs)
     assert said.lengths is not None
     loss_BN = token_loss_nats(said, targets)
-    total = losses(said, targets, config, None)["total"]
-    share_BK = said.lengths.logit_BK.softmax(1)
-    cost_BK = costs(said, loss_BN, targets, 0.3)
-    ranges = (cost_BK.detach().amax(1) - cost_BK.detach().amin(1)).tolist()
-    plain = loss_BN.mean()
-    for row in range(len(inputs)):
-        warmth = TEMPERATURE * ranges[row]
+    total = float(losses(said, targets, config, None)["total"].detach())
+    share_BK = said.lengths.logit_BK.softmax(1).tolist()
+    cost_BK = costs(said, loss_BN, targets, 0.3).tolist()
+    plain = float(loss_BN.mean().detach())
+    for q, cost in zip(share_BK, cost_BK, strict=True):
+        least, most = min(cost), max(cost)
         for k in range(4):
-            q = share_BK[row, k]
-            plain = plain + q * (cost_BK[row, k] + warmth * q.log()) / len(inputs)
+            relative = (cost[k] - least) / (most - least)
+            plain += q[k] * (cost[k] + relative + TEMPERATURE * math.log(q[k])) / len(inputs)
     assert abs(total - plain) < 1e-12
+
+
+def test_the_predictor_learns_the_gradient_of_the_expected_cost_and_the_answers_theirs() -> None:
+    logit = torch.tensor([[0.3, -0.2, 0.5]], dtype=torch.float64, requires_grad=True)
+    cost = torch.tensor([[2.0, 1.0, 1.8]], dtype=torch.float64, requires_grad=True)
+    share = logit.softmax(1)
+    torch.autograd.backward(predictor_loss(logit, share, cost).sum())
+    assert cost.grad is None, "costs are taught elsewhere"
+    relative = torch.tensor([1.0, 0.0, 0.8], dtype=torch.float64)
+    q = share[0].detach()
+    worth = relative + TEMPERATURE * q.log()
+    assert logit.grad is not None
+    assert (logit.grad[0] - q * (worth - (q * worth).sum())).abs().max() < 1e-12
 
 
 def test_a_higher_penalty_gives_shorter_rows_and_not_all_the_shortest() -> None:
