@@ -92,3 +92,17 @@ def dense_depths(base: Overrides) -> list[Arm]:
         Arm(name=f"dense-{depth}", overrides={**shared, "model.n_layers": depth})
         for depth in range(1, n_layers + 1)
     ]
+
+
+SMOKE: Overrides = {
+    "model.d_model": 32,
+    "model.n_layers": 2,
+    "model.n_seq": 64,
+    "train.steps": 20,
+    "train.batch_size": 8,
+    "train.eval_every": 10,
+    "train.eval_windows": 16,
+    "train.checkpoint_every": 10,
+    "optimizer.warmup_steps": 4,
+}
+"""Trials of a second or two: enough to try the whole path of a sweep."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from bkray.errors import ConfigError
 from bkray.overrides import DENSE, Overrides, acting, build
-from bkray.sweep import Arm, Objective, Preset, Sweep
+from bkray.sweep import SMOKE, Arm, Objective, Preset, Sweep
 
 FEATURES: dict[str, tuple[str, str | bool | int]] = {
     "act": ("model.depth", "act"),
@@ -74,14 +74,10 @@ SWEEP = Sweep(
         "smoke": Preset(
             trials=0,
             overrides={
-                "model.d_model": 32,
-                "model.n_seq": 64,
-                "train.steps": 20,
+                **SMOKE,
+                "model.n_layers": 4,
                 "train.batch_size": 6,
-                "train.eval_every": 10,
                 "train.eval_windows": 18,
-                "train.checkpoint_every": 10,
-                "optimizer.warmup_steps": 4,
             },
         ),
         "small": Preset(trials=0, overrides={"train.steps": 400}),

@@ -3,7 +3,7 @@
 Run it with ``bkray sweep act --preset smoke``.
 """
 
-from bkray.sweep import Objective, Preset, Sweep, dense_depths
+from bkray.sweep import SMOKE, Objective, Preset, Sweep, dense_depths
 from search_spaces.act import GUIDE_PRESETS, suggest, suggest_grid
 
 N_LAYERS = 4
@@ -28,17 +28,7 @@ SWEEP = Sweep(
     presets={
         "smoke": Preset(
             trials=4,
-            overrides={
-                "model.d_model": 32,
-                "model.n_layers": 2,
-                "model.n_seq": 64,
-                "train.steps": 20,
-                "train.batch_size": 8,
-                "train.eval_every": 10,
-                "train.eval_windows": 16,
-                "train.checkpoint_every": 10,
-                "optimizer.warmup_steps": 4,
-            },
+            overrides=SMOKE,
         ),
         "small": Preset(trials=12, overrides={"train.steps": 400}),
         "full": Preset(trials=30, overrides={"train.steps": 2000}, sampler="grid"),

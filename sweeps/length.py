@@ -3,7 +3,7 @@
 Run it with ``bkray sweep length --preset smoke``; on text of your own with ``data.corpus=PATH``.
 """
 
-from bkray.sweep import Objective, Preset, Sweep, dense_depths
+from bkray.sweep import SMOKE, Objective, Preset, Sweep, dense_depths
 from search_spaces.length import GUIDE_PRESETS, suggest, suggest_grid
 
 SWEEP = Sweep(
@@ -27,17 +27,7 @@ SWEEP = Sweep(
     presets={
         "smoke": Preset(
             trials=4,
-            overrides={
-                "model.d_model": 32,
-                "model.n_layers": 2,
-                "model.n_seq": 64,
-                "train.steps": 20,
-                "train.batch_size": 6,
-                "train.eval_every": 10,
-                "train.eval_windows": 18,
-                "train.checkpoint_every": 10,
-                "optimizer.warmup_steps": 4,
-            },
+            overrides={**SMOKE, "train.batch_size": 6, "train.eval_windows": 18},
         ),
         "small": Preset(trials=12, overrides={"train.steps": 400}),
         "full": Preset(trials=30, overrides={"train.steps": 2000}, sampler="grid"),
