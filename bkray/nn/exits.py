@@ -5,7 +5,6 @@ T tokens still running, padding left out.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,7 @@ from torch import Tensor, nn
 from bkray.nn.block import Block
 from bkray.nn.depth import Deep, DenseDepth, Running, Stage, unused
 from bkray.nn.moe import Routing
-
-Rule = Literal["confidence", "entropy"]
+from bkray.ops.sureness import Rule, sureness
 
 Read = Callable[[Tensor], Tensor]
 """States (..., D) to logits (..., V)."""
@@ -97,11 +95,8 @@ class ExitDepth(nn.Module):
     @torch.no_grad()
     def sure(self, logits_TV: Tensor) -> Tensor:
         """Return who may leave, (T,); nobody whose logits are NaN."""
-        precise_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
-        if self.rule == "confidence":
-            return precise_TV.softmax(-1).amax(-1) >= self.threshold
-        log_TV = precise_TV.log_softmax(-1)
-        return -(log_TV.exp() * log_TV).sum(-1) <= self.threshold
+        least = self.threshold if self.rule == "confidence" else -self.threshold
+        return sureness(logits_TV, self.rule) >= least
 
 
 def run_all(

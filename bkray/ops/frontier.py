@@ -157,15 +157,3 @@ def stop_curve(score_SL: Tensor, loss_SL: Tensor, levels_T: Tensor) -> tuple[Ten
     layers_T[order_T] = 1 + passed_T.to(added_T.dtype) / n_tokens
     loss_T[order_T] = loss_SL[:, 0].mean() + added_T / n_tokens
     return layers_T, loss_T
-
-
-def sureness(logits_SV: Tensor, rule: str) -> Tensor:
-    """Return how sure an answer is, (S,): the more the surer.
-
-    ``confidence`` is its largest probability; ``entropy`` its negative entropy in nats.
-    """
-    precise_SV = logits_SV.to(torch.promote_types(logits_SV.dtype, torch.float32))
-    if rule == "confidence":
-        return precise_SV.softmax(-1).amax(-1)
-    log_SV = precise_SV.log_softmax(-1)
-    return (log_SV.exp() * log_SV).sum(-1)

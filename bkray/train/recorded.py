@@ -18,8 +18,8 @@ from bkray.nn.depth import ActDepth, HaltingLayer, Running
 from bkray.nn.exits import ExitDepth
 from bkray.nn.length import LearnedLength
 from bkray.nn.lm import LanguageModel, Prediction, sites_of
-from bkray.ops.frontier import sureness
 from bkray.ops.length import repeated_loss_table
+from bkray.ops.sureness import sureness
 from bkray.train.evaluate import evaluate
 from bkray.train.lengths import table
 from bkray.train.step import Part, token_loss_nats

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from bkray.errors import ConfigError
-from bkray.ops.frontier import best_bins, exhaustive, greedy_with_swaps, stop_curve, sureness
+from bkray.ops.frontier import best_bins, exhaustive, greedy_with_swaps, stop_curve
+from bkray.ops.sureness import sureness
 
 
 def drawn(seed: int) -> torch.Generator:
