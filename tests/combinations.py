@@ -57,6 +57,7 @@ COMBINATIONS: list[Combination] = [
         )
     ),
     *(("linear_recurrence", f"learned {feature}", "one", "none") for feature in FEATURES),
+    ("linear_recurrence", "learned sparse", "4 top 2", "none"),
 ]
 
 

@@ -35,6 +35,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "experts": {"n_experts": 3, "top_k": 2, "balance_weight": 0.1},
     "act": {"depth": "act", "act_lambda": 0.05, "act_threshold": 0.8},
     "bk, act": {"mixer": "bk", "depth": "act", "act_threshold": 0.8},
+    "length, exit": {"length": "learned", "length_bins": 4, "depth": "exit"},
+    "sparsity, experts": {"sparsity": "learned", "n_experts": 2},
     "all of it": {
         "depth": "act",
         "act_threshold": 0.8,

@@ -51,8 +51,7 @@ class Shallow(nn.Module):
         self, tokens_BN: Tensor, embedded_BND: Tensor, start_BF: Tensor, read: Read, first: int
     ) -> Tensor:
         """Return the answers of the sites from ``first`` on."""
-        kind_BD = self.kind(start_BF)
-        return read(embedded_BND[:, first:] + kind_BD[:, None])
+        return read(embedded_BND[:, first:] + self.kind(start_BF)[:, None])
 
 
 class Copy(nn.Module):
@@ -85,7 +84,7 @@ class Copy(nn.Module):
             run_BN[:, first:, None] == NOTHING,
             at_token_BN1,
             torch.logaddexp(at_token_BN1, raised_BN1),
-        )
+        ).to(shallow_BNV.dtype)  # under autocast logsumexp is float32
         if torch.is_grad_enabled():
             return shallow_BNV.scatter(-1, token_BN1, mixed_BN1)
         return shallow_BNV.scatter_(-1, token_BN1, mixed_BN1)  # no copy of a large tensor

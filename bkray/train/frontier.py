@@ -133,7 +133,7 @@ def frontier(run: Run) -> Frontier:
     if not isinstance(model, LanguageModel | LearnedLength):
         raise ConfigError(
             f"model.build={knobs.build} has no knob to sweep: a frontier needs a "
-            "bkray.nn.lm.LanguageModel, or a bkray.nn.length.LearnedLength around one"
+            "bkray.nn.lm.LanguageModel"
         )
     windows = Windows(*run.validation, run.config.train.batch_size, run.autocast)
     n_seq = windows.inputs_EN.shape[1]

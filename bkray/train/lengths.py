@@ -15,8 +15,8 @@ TEMPERATURE = 0.25
 most ``e^4`` times as sure of the cheapest bin as of the dearest one. Without it a bin that is bad
 while the layers know nothing yet is given up for good (docs/log.md)."""
 
-LEAST_RANGE = 1e-6
-"""Nats per token; a row whose bins cost all the same teaches the predictor nothing."""
+LEAST_RANGE = 0.05
+"""Nats per token: rows with less at stake count for less."""
 
 
 def length_losses(
@@ -27,8 +27,8 @@ def length_losses(
     With ``C_k = L(k) / N + length_penalty * n_k / max_seq_len`` the total is a mean over rows of
     ``E_q[C]``, which teaches the answers behind a cut, and ``E_q[C] / range - TEMPERATURE *
     entropy(q)``, which teaches the predictor. The ``range`` is the row's dearest bin less its
-    cheapest: without it rows that a cut costs little would learn nothing beside those that it
-    costs much. Rows count of which every site was computed: they alone know the loss of every bin.
+    cheapest: without it rows that a cut costs little would teach nothing beside those that it
+    costs much. Rows count of which every site was computed: they alone know every bin's loss.
     ``q`` is the softmax over the bins, or a straight-through sample of it
     (``length_gradient=gumbel``). What lies inside a cut is no part of what is taught here.
     """
@@ -39,15 +39,16 @@ def length_losses(
     answers_B = (share_BK.detach() * costs_BK).sum(1)
     is_whole_B = lengths.computed_B == lengths.bins_K[-1].clamp(max=targets_BN.shape[1])
     taught_B = (answers_B + predictor_loss(lengths.logit_BK, share_BK, costs_BK)) * is_whole_B
+    # By the share expected, not by the count: parts of a batch must add up to the whole.
     return {
-        "total": taught_B.sum() / is_whole_B.sum().clamp(min=1),
+        "total": taught_B.mean() / (1 - (knobs.length_train_cut or 0.0)),
         "length/expected_length": (share_BK * lengths.bins_K).sum(1).mean(),
     }
 
 
 def predictor_loss(logit_BK: Tensor, share_BK: Tensor, costs_BK: Tensor) -> Tensor:
     """Return what teaches the predictor, (B,): the expected cost above the least possible one as
-    a share of the row's range, less the entropy."""
+    a share of the row's range (or of ``LEAST_RANGE``), less the entropy."""
     cheapest_B, dearest_B = costs_BK.detach().aminmax(dim=1)
     range_B = (dearest_B - cheapest_B).clamp(min=LEAST_RANGE)
     relative_BK = (costs_BK.detach() - cheapest_B[:, None]) / range_B[:, None]

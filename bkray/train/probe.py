@@ -209,6 +209,8 @@ class Probe:
         """Return the earliest token that is hit, in a backward pass the last: the future of a
         token cannot have spoilt it, nor its past the gradient."""
         assert self._tokens_BN is not None
+        if len(tensor) != len(self._tokens_BN):  # rows of one length: which ones is not known here
+            return None
         bad_BM = (~tensor.isfinite()).flatten(2).any(-1)
         if sites.there_BM is not None:
             bad_BM = bad_BM & sites.there_BM

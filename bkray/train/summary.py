@@ -16,7 +16,9 @@ from bkray.train.run import Run
 def measure_speed(trial: Run, vocab_size: int) -> dict[str, float]:
     """Time the model in evaluation mode beside a dense one of the sweep's depth."""
     config = trial.config
-    tokens_BN = trial.validation[0][: config.train.batch_size].to(trial.device)
+    n_kinds = max(1, len(trial.kinds))
+    n_rows = max(n_kinds, config.train.batch_size // n_kinds * n_kinds)  # of each kind as many
+    tokens_BN = trial.validation[0][:n_rows].to(trial.device)
     rival = None
     if config.model.build is None:
         rival = dense_rival(config, vocab_size).to(tokens_BN.device)
@@ -31,7 +33,8 @@ def measure_speed(trial: Run, vocab_size: int) -> dict[str, float]:
     if seen.speedup is not None:
         metrics["speed/speedup_measured"] = seen.speedup
     layers = _layers_executed(trial)
-    if layers is not None and rival is not None:
+    # The middle of an hourglass counts whole layers, but over half the sites.
+    if layers is not None and rival is not None and not config.model.multiscale:
         metrics["speed/speedup_estimate"] = reference_layers(config) / layers
     return metrics
 
@@ -95,8 +98,8 @@ def _layers_executed(trial: Run) -> float | None:
     for name in ("act/avg_layers_executed", "depth/avg_layers_executed"):
         if name in progress.metrics:
             return progress.metrics[name]
-    is_fixed = model.depth == "dense" and model.length == "fixed"
-    is_known = is_fixed or progress.final_val_loss_nats is not None
+    is_dense = all(getattr(model, path.rpartition(".")[2]) == off for path, off in DENSE.items())
+    is_known = is_dense or progress.final_val_loss_nats is not None
     return float(model.n_layers) if is_known and model.n_layers else None
 
 

@@ -3,7 +3,7 @@
 Letters: P parameters, K blocks.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -22,7 +22,8 @@ class Blocks:
 
     def __init__(self, model: nn.Module) -> None:
         self._learned = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        owners = [_owner(name) for name, _ in self._learned]
+        wrapped = {n for n, child in model.named_children() if hasattr(child, "blocks")}
+        owners = [_owner(name, wrapped) for name, _ in self._learned]
         self.names = tuple(dict.fromkeys(owners))
         places = [self.names.index(owner) for owner in owners]
         device = next(model.parameters()).device
@@ -65,8 +66,10 @@ class Blocks:
                 handle.remove()
 
 
-def _owner(parameter: str) -> str:
+def _owner(parameter: str, wrapped: Collection[str]) -> str:
     """Return the block that a parameter belongs to, of ``blocks.0.mixer.out.weight`` the first
-    two parts: a number says which of a list."""
-    parts = parameter.split(".")
-    return ".".join(parts[:2]) if len(parts) > 2 and parts[1].isdigit() else parts[0]
+    two parts: a number says which of a list. Of a wrapped model the name comes in front."""
+    first, *parts = parameter.split(".")
+    if first in wrapped:
+        return f"{first}.{_owner('.'.join(parts), ())}"
+    return f"{first}.{parts[0]}" if len(parts) > 1 and parts[0].isdigit() else first

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from tiny import VOCABULARY, random_tokens, tiny_config
 from torch import nn
 
+from bkray.nn.build import built_in
 from bkray.train.watch import Blocks
 
 
@@ -38,3 +40,13 @@ def test_a_block_that_did_not_run_is_missing_and_two_passes_are_one() -> None:
     assert set(seen) == {"used"}
     assert float(seen["used"]) == float(torch.cat([once, twice]).detach().abs().max())
     assert not model["used"]._forward_hooks
+
+
+def test_the_blocks_of_a_wrapped_model_are_told_apart_and_heard() -> None:
+    model = built_in(tiny_config(length="learned").model, VOCABULARY)
+    blocks = Blocks(model)
+    inner = ("embedding", "blocks.0", "blocks.1", "blocks.2", "norm", "head")
+    assert set(blocks.names) == {*(f"model.{name}" for name in inner), "predictor", "beyond"}
+    with blocks.activations() as seen:
+        model(random_tokens(2, 16))
+    assert set(seen) == set(blocks.names)
