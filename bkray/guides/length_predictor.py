@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bkray.errors import ConfigError
-from bkray.nn.length import LengthPredictor, checked_bins, length_bins
+from bkray.nn.bins import checked_bins, length_bins
+from bkray.nn.length import LengthPredictor
 
 
 class SequenceLengthPredictor(nn.Module):

@@ -8,11 +8,12 @@ from bkray.config import ModelConfig, TrialConfig
 from bkray.errors import ConfigError
 from bkray.nn.attention import AttentionMixer
 from bkray.nn.beyond import beyond
+from bkray.nn.bins import checked_bins, length_bins
 from bkray.nn.bk import BKMixer
 from bkray.nn.block import Block
 from bkray.nn.depth import ActDepth, DenseDepth
 from bkray.nn.exits import ExitDepth
-from bkray.nn.length import LearnedLength, LengthPredictor, checked_bins, length_bins
+from bkray.nn.length import LearnedLength, LengthPredictor
 from bkray.nn.linear_recurrence import LinearRecurrenceMixer
 from bkray.nn.lm import DepthPolicy, LanguageModel
 from bkray.nn.mixer import Mixer

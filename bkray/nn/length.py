@@ -4,62 +4,26 @@ Letters: B batch, N sites, D width, V vocabulary, K bins, R rows of one length, 
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from bkray.errors import ConfigError
 from bkray.nn.beyond import LAGS, Copy, Repeat, Shallow, pooled
+from bkray.nn.bins import passes
 from bkray.nn.depth import Sparsity
 from bkray.nn.lm import LanguageModel, Lengths, Prediction
 from bkray.nn.moe import Routing
 
-Layout = Literal["linear", "exponential"]
 Scope = Literal["prefix", "full"]
 Grouping = Literal["by_length", "per_sequence", "batch_maximum"]
 
-SHORTEST = 4
-"""Fewest sites of an exponential layout: from fewer, nothing can be told."""
+PASS_SITES = 128
+"""What one more pass through the layers costs beyond its sites, in sites: 1.9 ms against 13.5 us a
+site at d=64, 2.9 ms against 26 us at d=128 (docs/log.md)."""
 
 Rows = Tensor | slice
-
-
-def length_bins(layout: Layout, n_bins: int, max_seq_len: int) -> tuple[int, ...]:
-    """Return ``n_bins`` lengths in sites, growing, the last one ``max_seq_len``.
-
-    ``linear`` is evenly spaced, ``max / bins .. max``. ``exponential`` doubles from bin to bin, or
-    grows by less where it would start below ``SHORTEST`` sites.
-
-    Raises:
-        ConfigError: more bins than lengths.
-    """
-    if layout == "linear":
-        bins = [max_seq_len * i // n_bins for i in range(1, n_bins + 1)]
-    else:
-        shortest = max(max_seq_len / 2 ** (n_bins - 1), min(SHORTEST, max_seq_len / n_bins))
-        growth = (max_seq_len / shortest) ** (1 / max(n_bins - 1, 1))
-        bins = [round(max_seq_len / growth**i) for i in reversed(range(n_bins))]
-        for i in range(1, n_bins):
-            bins[i] = max(bins[i], bins[i - 1] + 1)
-    return checked_bins(bins, max_seq_len)
-
-
-def checked_bins(bins: Sequence[int], max_seq_len: int) -> tuple[int, ...]:
-    """Return the bins, growing from at least one site to ``max_seq_len``.
-
-    Raises:
-        ConfigError: they do not.
-    """
-    grows = all(a < b for a, b in pairwise(bins))
-    if not bins or bins[0] < 1 or not grows or bins[-1] != max_seq_len:
-        raise ConfigError(
-            f"length bins must grow from at least 1 to max_seq_len={max_seq_len}, got "
-            f"{list(bins)}: use fewer bins, or name other lengths"
-        )
-    return tuple(bins)
 
 
 class LengthPredictor(nn.Module):
@@ -91,9 +55,9 @@ class LearnedLength(nn.Module):
     by ``beyond``. In training all sites are computed, since one causal pass gives the loss of
     every bin; a share ``train_cut`` of the rows, drawn at random, is cut as in evaluation.
 
-    Rows of one length are computed together (``by_length``), or each alone (``per_sequence``): the
-    numbers are the same. ``batch_maximum`` cuts all rows at the longest of their lengths, which
-    makes a row depend on its batch: never compare by it.
+    Rows of about one length are computed together (``by_length``), or each alone
+    (``per_sequence``): the numbers are the same. ``batch_maximum`` cuts all rows at the longest of
+    their lengths, which makes a row depend on its batch: never compare by it.
     """
 
     def __init__(
@@ -127,8 +91,8 @@ class LearnedLength(nn.Module):
         computed_B = self._computed(logit_BK, bins_K.clamp(max=tokens_BN.shape[1]))
         whole = together(
             [
-                (rows_R, self._cut(tokens_BN[rows_R], embedded_BND[rows_R], n_sites))
-                for rows_R, n_sites in self._groups(computed_B, tokens_BN.shape[1])
+                (rows_R, self._cut(tokens_BN[rows_R], embedded_BND[rows_R], lengths))
+                for rows_R, lengths in self._groups(computed_B, tokens_BN.shape[1])
             ]
         )
         beyond_BNV = None
@@ -149,23 +113,29 @@ class LearnedLength(nn.Module):
         is_cut_B = torch.rand(chosen_B.shape, device=chosen_B.device) < self.train_cut
         return torch.where(is_cut_B, chosen_B, longest_B)
 
-    def _groups(self, computed_B: Tensor, n_sites: int) -> Iterator[tuple[Rows, int]]:
-        """Yield rows that are computed together, and how many of their sites."""
+    def _groups(self, computed_B: Tensor, n_sites: int) -> Iterator[tuple[Rows, list[int]]]:
+        """Yield rows that are computed together, and at how many sites each of them is cut."""
         if self.training and self.train_cut == 0:  # known without asking the device
-            yield slice(None), min(self.predictor.bins[-1], n_sites)
+            yield slice(None), [min(self.predictor.bins[-1], n_sites)]
             return
         lengths = computed_B.tolist()
         if self.grouping == "per_sequence":
-            yield from ((slice(row, row + 1), length) for row, length in enumerate(lengths))
+            yield from ((slice(row, row + 1), [length]) for row, length in enumerate(lengths))
         elif len(set(lengths)) == 1:
-            yield slice(None), lengths[0]
+            yield slice(None), lengths[:1]
         else:
-            for length in sorted(set(lengths)):
-                rows = [row for row, other in enumerate(lengths) if other == length]
-                yield torch.tensor(rows, device=computed_B.device), length
+            # In training a row never runs further than its cut: routing and gradients would tell.
+            price = 0 if self.training else PASS_SITES
+            for rows in passes(lengths, price):
+                cuts = [lengths[row] for row in rows]
+                yield torch.tensor(rows, device=computed_B.device), cuts
 
-    def _cut(self, tokens_RN: Tensor, embedded_RND: Tensor, n_computed: int) -> Prediction:
-        """Return what the layers say of the first sites, and the cheap answer for the others."""
+    def _cut(self, tokens_RN: Tensor, embedded_RND: Tensor, lengths: Sequence[int]) -> Prediction:
+        """Return what the layers say of each row's first sites, and the cheap answer for the
+        others; ``lengths`` is one for all rows, or one for each."""
+        if len(set(lengths)) > 1:
+            return self._cut_unevenly(tokens_RN, embedded_RND, lengths)
+        n_computed = lengths[0]
         said = self.model.run(embedded_RND[:, :n_computed])
         n_behind = tokens_RN.shape[1] - n_computed
         if n_behind == 0:
@@ -189,6 +159,35 @@ class LearnedLength(nn.Module):
                 if said.sparsity is None
                 else Sparsity(*(x_R * n_computed / tokens_RN.shape[1] for x_R in said.sparsity))
             ),
+        )
+
+    def _cut_unevenly(
+        self, tokens_RN: Tensor, embedded_RND: Tensor, lengths: Sequence[int]
+    ) -> Prediction:
+        """Do the same in evaluation for rows that run to the longest of their lengths: no site
+        hears of a later one, so what lies behind a row's own cut can be left out."""
+        least, n_sites = min(lengths), tokens_RN.shape[1]
+        said = self.model.run(embedded_RND[:, : max(lengths)])
+        length_R = torch.tensor(lengths, device=tokens_RN.device)
+        is_inside_RN = torch.arange(n_sites, device=length_R.device) < length_R[:, None]
+        if isinstance(self.beyond, Repeat):
+            last_RNV = said.logits_BNV[torch.arange(len(length_R)), length_R - 1][:, None]
+            behind_RNV = last_RNV.expand(-1, n_sites - least, -1)
+        else:
+            behind_RNV = self._behind(tokens_RN, embedded_RND, least)
+        n_behind = n_sites - max(lengths)
+        computed_RNV = pad(said.logits_BNV[:, least:], (0, 0, 0, n_behind))
+        behind_RNV = torch.where(
+            is_inside_RN[:, least:, None], computed_RNV, behind_RNV.to(computed_RNV.dtype)
+        )
+
+        def inside(x_RN: Tensor | None) -> Tensor | None:
+            return None if x_RN is None else pad(x_RN, (0, n_behind)).where(is_inside_RN, 0)
+
+        return said._replace(
+            logits_BNV=torch.cat([said.logits_BNV[:, :least], behind_RNV], dim=1),
+            layers_BN=inside(said.layers_BN),
+            remainder_BN=inside(said.remainder_BN),
         )
 
     def _behind(self, tokens_BN: Tensor, embedded_BND: Tensor, first: int) -> Tensor:

@@ -4,6 +4,8 @@ Letters: B batch, N sites, V vocabulary, K bins.
 """
 
 import itertools
+import random
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -13,8 +15,9 @@ from torch import Tensor
 
 from bkray.errors import ConfigError
 from bkray.nn.beyond import Copy, longest_follower
+from bkray.nn.bins import checked_bins, length_bins, passes
 from bkray.nn.build import built_in
-from bkray.nn.length import LearnedLength, checked_bins, length_bins
+from bkray.nn.length import LearnedLength
 from bkray.nn.lm import Prediction
 from bkray.nn.own_model import largest_leak
 from bkray.train.lengths import table
@@ -124,6 +127,46 @@ def test_grouping_changes_no_number_but_the_batch_maximum_does() -> None:
     assert maximum.lengths is not None
     assert len(maximum.lengths.computed_B.unique()) == 1
     assert (by_length - maximum.logits_BNV).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rows_share_passes_so_that_all_together_cost_least(seed: int) -> None:
+    draw = random.Random(seed)
+    lengths = [draw.choice((8, 16, 24, 64, 128)) for _ in range(draw.randint(1, 7))]
+    price = draw.choice((0, 20, 128))
+
+    def cost(groups: Iterable[Sequence[int]]) -> int:
+        return sum(price + len(rows) * max(lengths[row] for row in rows) for rows in groups)
+
+    found = passes(lengths, price)
+    assert sorted(itertools.chain(*found)) == list(range(len(lengths)))
+    assert cost(found) == min(map(cost, partitions(list(range(len(lengths))))))
+
+
+def partitions(rows: list[int]) -> Iterator[list[list[int]]]:
+    if not rows:
+        yield []
+        return
+    for rest in partitions(rows[1:]):
+        yield [[rows[0]], *rest]
+        for i, group in enumerate(rest):
+            yield [*rest[:i], [rows[0], *group], *rest[i + 1 :]]
+
+
+@torch.no_grad()
+def test_rows_that_share_a_pass_say_what_they_say_alone(model: LearnedLength) -> None:
+    tokens = varied_rows()
+    said: Prediction = model(tokens)
+    assert said.lengths is not None
+    assert len(said.lengths.computed_B.unique()) > 1
+    rows_per_pass: list[int] = []
+    model.blocks[0].register_forward_pre_hook(lambda _, args: rows_per_pass.append(len(args[0])))
+    model(tokens)
+    assert rows_per_pass == [len(tokens)], "few short rows: one pass for all lengths"
+    for row in range(len(tokens)):
+        alone: Prediction = model(tokens[row : row + 1])
+        assert (alone.logits_BNV[0] - said.logits_BNV[row]).abs().max() <= 1e-10
+        assert torch.equal(alone.layers_BN[0], said.layers_BN[row])  # type: ignore[index]
 
 
 @torch.no_grad()
