@@ -1,10 +1,9 @@
-"""Corpora: real text from Python's own library, a file, a folder or WikiText, split in three.
+"""Corpora: real text from Python's own library, a file, a folder or WikiText, and made ones.
 
-A split is UTF-8 bytes, but for the mixture, which is no text. Each document of a corpus of several
-ends with ``SEPARATOR``; a NUL is no text, so the separator cannot be mistaken for content.
+A split is UTF-8 bytes, but for corpora of segments, which may be no text. Each document ends with
+``SEPARATOR``; a NUL is no text, so the separator cannot be mistaken for content.
 """
 
-import codecs
 import hashlib
 import platform
 import sysconfig
@@ -12,11 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from bkray.config import RECALL_DISTANCE
 from bkray.data.corpus import Corpus as Corpus
+from bkray.data.documents import whole_documents
 from bkray.data.mixture import mixture
+from bkray.data.reading import ADVICE, read_parquet, read_text
+from bkray.data.recall import recall
 from bkray.errors import DataError
 
 SPLITS = ("train", "valid", "test")
@@ -26,7 +26,6 @@ TEXT_SUFFIXES = (".txt", ".text", ".tokens", ".md", ".rst", ".py")
 _TRAIN_SHARE, _VALID_SHARE = 0.90, 0.05
 _LEAST_SHARE = 0.02  # of all bytes; a split by file with less in it says little
 _LAYOUT = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
-_ADVICE = "give stdlib, mixture, a text file, a folder of text files or a WikiText folder"
 
 # Left out of the standard library: what is no library text, what distributions ship apart or not
 # at all, and what the build of one machine or its administrator wrote.
@@ -35,18 +34,21 @@ _SHIPPED_APART = {"idlelib", "tkinter", "turtledemo", "lib2to3", "distutils", "e
 _OF_ONE_MACHINE = ("_sysconfigdata", "_distutils_system_mod", "sitecustomize", "usercustomize")
 
 
-def read(name_or_path: str | Path, *, max_bytes: int | None = None) -> Corpus:
+def read(
+    name_or_path: str | Path, *, max_bytes: int | None = None, recall_distance: int | None = None
+) -> Corpus:
     """Return the corpus of that name or place, about 90% train, 5% valid, 5% test.
 
-    ``stdlib`` is the text of the running Python's library, ``mixture`` a third of it beside
-    patterns and noise; any other word is a path. A file is cut into three; a folder is split by
-    the hash of each file's name, or cut into three where that leaves a split (nearly) empty; a
-    WikiText folder keeps its own splits.
+    ``stdlib`` is the text of the running Python's library, ``documents`` its longest packages,
+    ``mixture`` a third of it beside patterns and noise, ``recall`` a made task; any other word is
+    a path. A file is cut into three; a folder is split by the hash of each file's name, or cut
+    into three where that leaves a split (nearly) empty; a WikiText folder keeps its own splits.
 
     Args:
         max_bytes: most bytes of training text, cut at a character or a segment. Documents come in
             the order of their hash, so a cut takes a spread of them, but the beginning of a single
             file.
+        recall_distance: longest distance of ``recall``, a power of two.
 
     Raises:
         DataError: nothing there, no text in it, bytes that are not UTF-8 text, or a cut that
@@ -57,6 +59,10 @@ def read(name_or_path: str | Path, *, max_bytes: int | None = None) -> Corpus:
             corpus = _stdlib()
         case "mixture":
             corpus = mixture(_stdlib())
+        case "documents":
+            corpus = whole_documents(_library())
+        case "recall":
+            corpus = recall(recall_distance or RECALL_DISTANCE)
         case _:
             corpus = _from_path(Path(name_or_path))
     if max_bytes is None or len(corpus.text("train")) <= max_bytes:
@@ -82,11 +88,11 @@ def _from_path(path: Path) -> Corpus:
         path = path.expanduser()
         found = path.exists()
     except (OSError, RuntimeError) as error:  # a path too long, a user who is not there
-        raise DataError(f"there is no corpus {str(path)[:80]!r} ({error}): {_ADVICE}") from None
+        raise DataError(f"there is no corpus {str(path)[:80]!r} ({error}): {ADVICE}") from None
     if not found:
-        raise DataError(f"there is no corpus {str(path)!r}: {_ADVICE}")
+        raise DataError(f"there is no corpus {str(path)!r}: {ADVICE}")
     if path.is_file():
-        texts = _cut_in_three(_read_text(path))
+        texts = _cut_in_three(read_text(path))
         return Corpus(name=path.name, source=f"text file {path}, cut into three", texts=texts)
     layout = {split: _layout_files(path, names) for split, names in _LAYOUT.items()}
     if layout["valid"] and (layout["train"] or layout["test"]):
@@ -95,6 +101,17 @@ def _from_path(path: Path) -> Corpus:
 
 
 def _stdlib() -> Corpus:
+    modules = _library()
+    return Corpus(
+        name="stdlib",
+        source=f"{len(modules)} files of the library of Python {platform.python_version()}, "
+        "without tests, split by hash of file name",
+        texts=_split_by_hash(modules),
+    )
+
+
+def _library() -> dict[str, bytes]:
+    """Return the modules of the running Python's library by path."""
     root = Path(sysconfig.get_paths()["stdlib"])
     files = [
         file
@@ -102,15 +119,10 @@ def _stdlib() -> Corpus:
         if (_NO_LIBRARY | _SHIPPED_APART).isdisjoint(file.relative_to(root).parts)
         and not file.name.startswith(_OF_ONE_MACHINE)
     ]
-    documents = _documents(root, files)
-    if not documents:
-        raise DataError(f"this Python has no source files in {root}: {_ADVICE}")
-    return Corpus(
-        name="stdlib",
-        source=f"{len(documents)} files of the library of Python {platform.python_version()}, "
-        "without tests, split by hash of file name",
-        texts=_split_by_hash(documents),
-    )
+    modules = _documents(root, files)
+    if not modules:
+        raise DataError(f"this Python has no source files in {root}: {ADVICE}")
+    return modules
 
 
 def _from_folder(folder: Path) -> Corpus:
@@ -125,7 +137,7 @@ def _from_folder(folder: Path) -> Corpus:
     if not documents:
         raise DataError(
             f"folder {folder} holds no text: no file with text in it ends in "
-            f"{' '.join(TEXT_SUFFIXES)}; {_ADVICE}"
+            f"{' '.join(TEXT_SUFFIXES)}; {ADVICE}"
         )
     source = f"{len(documents)} text files of {folder}"
     texts = _split_by_hash(documents)
@@ -159,7 +171,7 @@ def _layout_files(folder: Path, names: Iterable[str]) -> list[Path]:
 
 def _joined(files: Iterable[Path]) -> bytes:
     return b"".join(
-        _read_parquet(file) if file.suffix == ".parquet" else _read_text(file) for file in files
+        read_parquet(file) if file.suffix == ".parquet" else read_text(file) for file in files
     )
 
 
@@ -167,7 +179,7 @@ def _documents(root: Path, files: Iterable[Path]) -> dict[str, bytes]:
     """Return the text of each file that has any, in the order of the hash of its relative name."""
     by_name = {file.relative_to(root).as_posix(): file for file in files}
     return {
-        name: _ended(_read_text(by_name[name]))
+        name: _ended(read_text(by_name[name]))
         for name in sorted(by_name, key=_place)
         if by_name[name].stat().st_size
     }
@@ -202,47 +214,3 @@ def _character_start(text: bytes, at: int) -> int:
     while at < len(text) and text[at] & 0xC0 == 0x80:
         at -= 1
     return at
-
-
-def _read_text(path: Path) -> bytes:
-    """Return the UTF-8 bytes of a file without byte order mark, checked to be text."""
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    return _checked(text, path).removeprefix(codecs.BOM_UTF8)
-
-
-def _read_parquet(path: Path) -> bytes:
-    """Return the rows of column ``text`` as lines: the hub's WikiText has one line a row."""
-    try:
-        file = pq.ParquetFile(path)
-        if "text" not in file.schema_arrow.names:
-            raise DataError(
-                f"{path} has no column text, only {', '.join(file.schema_arrow.names)}"
-            )
-        column = file.read(columns=["text"]).column("text").cast(pa.large_binary())
-    except pa.ArrowException as error:
-        raise DataError(f"{path} is not a Parquet file with a column of text: {error}") from error
-    if column.null_count:
-        raise DataError(f"{path} has {column.null_count} rows without text")
-    rows: list[bytes] = column.to_pylist()
-    return _checked(b"".join(r if r.endswith(b"\n") else r + b"\n" for r in rows), path)
-
-
-def _checked(text: bytes, path: Path) -> bytes:
-    if not text:
-        raise DataError(f"{path} is empty: {_ADVICE}")
-    try:
-        text.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 text: byte 0x{text[error.start]:02x} at offset {error.start} "
-            f"({error.reason}); convert it to UTF-8 first"
-        ) from error
-    if (offset := text.find(b"\x00")) >= 0:
-        raise DataError(
-            f"{path} is not text: NUL byte at offset {offset}; "
-            "a binary file, or another encoding than UTF-8"
-        )
-    return text

@@ -13,7 +13,7 @@ from bkray.errors import DataError
 class Corpus:
     """Text by split. ``source`` says in one sentence what it is and how it was split.
 
-    A corpus of ``kinds`` is made of segments, ``segment`` bytes of one kind each, and the kinds
+    A corpus may be made of segments, ``segment`` bytes each, and these of several ``kinds``, which
     take turns: segment ``i`` is of ``kinds[i % len(kinds)]``. Running text has neither.
     """
 
@@ -24,7 +24,7 @@ class Corpus:
     kinds: tuple[str, ...] = ()
 
     def text(self, split: str) -> bytes:
-        """Return the bytes of ``train``, ``valid`` or ``test``: UTF-8 text, unless of ``kinds``.
+        """Return the bytes of ``train``, ``valid`` or ``test``: UTF-8 text, unless of segments.
 
         Raises:
             DataError: the corpus has no such split.

@@ -95,11 +95,15 @@ def prepare(
         DataError: no such corpus, not text, too little of it, words asked of what has none, or a
             cache that cannot be written.
     """
-    corpus = read(config.corpus, max_bytes=config.max_bytes)
+    corpus = read(
+        config.corpus,
+        max_bytes=config.max_bytes,
+        recall_distance=config.recall_distance,
+    )
     if corpus.segment is not None and config.tokenizer == "words":
         raise DataError(
-            f"data.tokenizer=words does not apply to data.corpus={config.corpus}, which is bytes "
-            "of several kinds: use data.tokenizer=bytes"
+            f"data.tokenizer=words does not apply to data.corpus={config.corpus}, which is "
+            "segments of bytes: use data.tokenizer=bytes"
         )
     cache = cache or Path(os.environ.get("BKRAY_CACHE") or Path.home() / ".cache" / "bkray")
     folder = cache / _key(corpus, config)

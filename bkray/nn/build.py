@@ -20,6 +20,7 @@ from bkray.nn.mixer import Mixer
 from bkray.nn.moe import Experts, FeedForward
 from bkray.nn.multiscale import MultiscaleDepth, ScaledMixer
 from bkray.nn.own_model import check_own_model
+from bkray.nn.routers import ScatteringRouter
 from bkray.nn.sparsity import SparseDepth
 
 
@@ -98,10 +99,12 @@ def full_rate_mixer(model: ModelConfig) -> Mixer:
     match model.mixer:
         case "bk":
             assert model.n_heads is not None and model.n_values is not None
-            return BKMixer(model.d_model, model.n_heads, model.n_values)
+            rank = model.semiseparable_rank or 0
+            return BKMixer(model.d_model, model.n_heads, model.n_values, rank)
         case "attention":
             assert model.n_heads is not None
-            return AttentionMixer(model.d_model, model.n_heads, rope=model.position == "rope")
+            rope = model.position == "rope"
+            return AttentionMixer(model.d_model, model.n_heads, rope=rope, window=model.n_seq)
         case _:
             return LinearRecurrenceMixer(model.d_model)
 
@@ -111,8 +114,11 @@ def feed_forward(model: ModelConfig) -> FeedForward | Experts:
     assert model.d_model is not None and model.d_hidden is not None
     if model.n_experts is None or model.n_experts == 1:
         return FeedForward(model.d_model, model.d_hidden)
-    assert model.top_k is not None
-    return Experts(model.d_model, model.d_hidden, model.n_experts, model.top_k)
+    router = None
+    if model.router == "scattering":
+        assert model.router_head is not None and model.router_resonance is not None
+        router = ScatteringRouter(model.n_experts, model.router_head, model.router_resonance)
+    return Experts(model.d_model, model.d_hidden, model.n_experts, model.top_k, router)
 
 
 def depth_policy(model: ModelConfig, vocab_size: int) -> DepthPolicy:

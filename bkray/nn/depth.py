@@ -43,6 +43,8 @@ class Deep(NamedTuple):
 class DenseDepth(nn.Module):
     """Every token runs through every layer; ``there_BN`` is False where a row is padded."""
 
+    streams = True
+
     def forward(
         self,
         blocks: Sequence[Block],
@@ -98,6 +100,8 @@ class ActDepth(nn.Module):
     Source: Graves 2016, Adaptive Computation Time for Recurrent Neural Networks; stopping by
     compaction is ours.
     """
+
+    streams = True
 
     def __init__(self, d_model: int, n_layers: int, threshold: float) -> None:
         super().__init__()

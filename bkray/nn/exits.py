@@ -31,7 +31,7 @@ class ExitDepth(nn.Module):
     head read every layer.
     """
 
-    reads = True
+    reads = streams = True
 
     def __init__(self, rule: Rule, threshold: float, heads: Sequence[nn.Module] = ()) -> None:
         super().__init__()

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from bkray.errors import ConfigError
-from bkray.nn.block import Block
+from bkray.nn.block import Block, StreamedBlock
 from bkray.nn.depth import Deep, Sparsity
+from bkray.nn.mixer import State, StreamingMixer
 from bkray.nn.moe import Routing
 
 EMBEDDING_STD = 0.02
@@ -29,6 +30,15 @@ class Lengths(NamedTuple):
     output is repeated, and in evaluation."""
 
 
+class Carried(NamedTuple):
+    """What a model knows of a sequence behind a chunk of it; ``Carried()`` is its start."""
+
+    n_sites: int = 0
+    """Sites so far: the position of the next one."""
+    states: tuple[State | None, ...] = ()
+    """Of each layer's mixer; ``None`` where no token has reached the layer."""
+
+
 class Prediction(NamedTuple):
     """What any language model returns, the user's own included."""
 
@@ -45,12 +55,16 @@ class Prediction(NamedTuple):
     """Early exit in training only: the logits of all heads but the last one, each (B, N, V)."""
     sparsity: Sparsity | None = None
     """Which tokens the layers computed, where that is learned."""
+    carried: Carried | None = None
+    """What goes into the next chunk, where the tokens are a chunk of a stream."""
 
 
 class DepthPolicy(Protocol):
     """Runs the blocks over the hidden states and says how deep each token went.
 
-    A policy with ``reads = True`` is also given ``read``, the model's norm and head.
+    A policy with ``reads = True`` is also given ``read``, the model's norm and head. One with
+    ``streams = True`` gives blocks the running sites of a row and none else, in order, so that
+    rows may come in chunks.
     """
 
     def __call__(
@@ -96,34 +110,76 @@ class LanguageModel(nn.Module):
         self.norm = nn.RMSNorm(d_model)
         self.head = nn.Linear(d_model, vocab_size, bias=False)
 
-    def forward(self, tokens_BN: Tensor) -> Prediction:
+    def forward(
+        self, tokens_BN: Tensor, carried: Carried | None = None, *, told: bool = True
+    ) -> Prediction:
         """Return logits for the token after each site.
 
-        Raises:
-            ConfigError: more sites than learned positions.
-        """
-        return self.run(self.embed(tokens_BN))
+        Args:
+            carried: given where the tokens are a chunk of longer rows: what the chunk before
+                carried, or ``Carried()`` at their start. The prediction has what to carry on.
+            told: False where the states alone are wanted; the logits are then empty.
 
-    def embed(self, tokens_BN: Tensor) -> Tensor:
-        """Return the hidden states before the first layer, (B, N, D)."""
+        Raises:
+            ConfigError: more sites than learned positions; a model that takes whole rows alone.
+        """
+        if carried is None:
+            return self.run(self.embed(tokens_BN))
+        states = carried.states or self._no_states()
+        layers = [
+            StreamedBlock(block, state)  # type: ignore[arg-type]
+            for block, state in zip(self.blocks, states, strict=True)
+        ]
+        first = carried.n_sites
+        said = self._through(layers, self.embed(tokens_BN, first), first, told)
+        behind = Carried(first + tokens_BN.shape[1], tuple(layer.state for layer in layers))
+        return said._replace(carried=behind)
+
+    def stream(
+        self, tokens_BN: Tensor, carried: Carried | None = None
+    ) -> tuple[Prediction, Carried]:
+        """Return logits for a chunk of longer rows, and what the next chunk needs."""
+        said: Prediction = self(tokens_BN, Carried() if carried is None else carried)
+        assert said.carried is not None
+        return said, said.carried
+
+    def _no_states(self) -> Sequence[None]:
+        check_streams(self)
+        return [None] * len(self.blocks)
+
+    def embed(self, tokens_BN: Tensor, first: int = 0) -> Tensor:
+        """Return the hidden states before the first layer, (B, N, D), from position ``first``."""
         hidden_BND: Tensor = self.embedding(tokens_BN)
         if self.positions is None:
             return hidden_BND
-        n_sites = tokens_BN.shape[1]
+        n_sites = first + tokens_BN.shape[1]
         if n_sites > self.positions.num_embeddings:
             raise ConfigError(
                 f"position=learned knows {self.positions.num_embeddings} positions, "
                 f"got {n_sites} tokens: raise model.n_seq or use another position"
             )
-        placed_BND: Tensor = hidden_BND + self.positions(sites_of(hidden_BND))
+        placed_BND: Tensor = hidden_BND + self.positions(sites_of(hidden_BND, first))
         return placed_BND
 
     def run(self, hidden_BND: Tensor) -> Prediction:
         """Return what the layers and the head make of embedded tokens."""
+        return self._through(list(self.blocks), hidden_BND, 0, True)
+
+    def _through(
+        self,
+        layers: Sequence[nn.Module | StreamedBlock],
+        hidden_BND: Tensor,
+        first: int,
+        told: bool,
+    ) -> Prediction:
         head = {"read": self.read} if getattr(self.depth, "reads", False) else {}
-        deep = self.depth(list(self.blocks), hidden_BND, sites_of(hidden_BND), **head)  # type: ignore[arg-type]
+        position_BN = sites_of(hidden_BND, first)
+        deep = self.depth(layers, hidden_BND, position_BN, **head)  # type: ignore[arg-type]
+        logits_BNV = deep.logits_BNV
+        if logits_BNV is None:
+            logits_BNV = self.read(deep.hidden_BND if told else deep.hidden_BND[:, :0])
         return Prediction(
-            self.read(deep.hidden_BND) if deep.logits_BNV is None else deep.logits_BNV,
+            logits_BNV,
             deep.layers_BN,
             deep.remainder_BN,
             deep.routing,
@@ -137,6 +193,23 @@ class LanguageModel(nn.Module):
         return logits_BNV
 
 
-def sites_of(hidden_BND: Tensor) -> Tensor:
-    """Return the place of every site in its row, (B, N)."""
-    return torch.arange(hidden_BND.shape[1], device=hidden_BND.device).expand(hidden_BND.shape[:2])
+def sites_of(hidden_BND: Tensor, first: int = 0) -> Tensor:
+    """Return the place of every site in its row, (B, N), where the first is at ``first``."""
+    last = first + hidden_BND.shape[1]
+    return torch.arange(first, last, device=hidden_BND.device).expand(hidden_BND.shape[:2])
+
+
+def check_streams(model: nn.Module) -> None:
+    """Raise ``ConfigError`` where a model cannot take a row in chunks."""
+    depth = getattr(model, "depth", model)
+    if not getattr(depth, "streams", False):
+        raise ConfigError(
+            f"{type(depth).__name__} takes whole rows alone and carries no state from chunk to "
+            "chunk: use a built-in model with model.multiscale=false and model.length=fixed"
+        )
+    for block in getattr(model, "blocks", ()):
+        if not isinstance(block.mixer, StreamingMixer):
+            raise ConfigError(
+                f"{type(block.mixer).__name__} carries no state from chunk to chunk: use "
+                "model.mixer_scale=1, or a mixer with a stream method"
+            )

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bkray.nn.routers import ScatteringRouter, most_probable
+
 
 class Routing(NamedTuple):
     """What one layer's router did, summed over tokens, so that parts of a batch add up exactly."""
@@ -32,33 +34,49 @@ class FeedForward(nn.Module):
 
 
 class Experts(nn.Module):
-    """Send each token to its ``top_k`` most probable experts and add what they say.
+    """Send each token to the experts that its router names and add what they say.
 
     Per token and without capacity limit, so no token depends on another one's choice (which would
-    leak the future). An expert's answer is weighted by the router's probability, which is how the
-    router gets a gradient also for ``top_k = 1``.
+    leak the future). A learned router names the ``top_k`` most probable ones; an expert's answer
+    is weighted by that probability, which is how the router gets a gradient also for
+    ``top_k = 1``. A ``ScatteringRouter`` goes by what the mixer says of each token.
     """
 
-    def __init__(self, d_model: int, d_hidden: int, n_experts: int, top_k: int) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        d_hidden: int,
+        n_experts: int,
+        top_k: int | None,
+        router: ScatteringRouter | None = None,
+    ) -> None:
         super().__init__()
         self.top_k = top_k
-        self.router = nn.Linear(d_model, n_experts, bias=False)
+        self.router = router if router is not None else nn.Linear(d_model, n_experts, bias=False)
         self.experts = nn.ModuleList(FeedForward(d_model, d_hidden) for _ in range(n_experts))
 
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, Routing]:
-        probability_TE = self.router(x_TD).softmax(-1)
-        gate_Tk, expert_Tk = probability_TE.topk(self.top_k, dim=-1)
+    def forward(self, x_TD: Tensor, scattered_T2: Tensor | None = None) -> tuple[Tensor, Routing]:
+        """Return what the experts say and where the tokens went.
+
+        ``scattered`` is a scattering router's: phase in radians and ``|g| eta`` of each token.
+        """
+        if isinstance(self.router, ScatteringRouter):
+            assert scattered_T2 is not None
+            routes = self.router(*scattered_T2.unbind(-1))
+        else:
+            assert self.top_k is not None
+            routes = most_probable(self.router(x_TD), self.top_k)
         # Sorting by expert makes each expert's tokens one contiguous run: one batched call each.
-        order = expert_Tk.flatten().argsort(stable=True)
-        token = order // self.top_k
-        count_E = expert_Tk.flatten().bincount(minlength=len(self.experts))
+        order = routes.expert_P.argsort(stable=True)
+        token = routes.token_P[order]
+        count_E = routes.expert_P.bincount(minlength=len(self.experts))
         runs = torch.split(x_TD[token], count_E.tolist())
         said = torch.cat([expert(run) for expert, run in zip(self.experts, runs, strict=True)])
-        weighted = said * gate_Tk.flatten()[order, None].to(said.dtype)
+        weighted = said * routes.weight_P[order, None].to(said.dtype)
         out_TD = torch.zeros_like(weighted[:1]).expand(len(x_TD), -1).index_add(0, token, weighted)
-        return out_TD, Routing(count_E, probability_TE.sum(0))
+        return out_TD, Routing(count_E, routes.probability_E)
 
     def unused(self) -> Routing:
         """Return the routing of a layer that no token reached."""
-        none_E = self.router.weight.new_zeros(len(self.experts))
+        none_E = next(self.experts.parameters()).new_zeros(len(self.experts))
         return Routing(none_E.long(), none_E)

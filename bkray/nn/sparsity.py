@@ -28,6 +28,8 @@ class SparseDepth(nn.Module):
     The last ``n_scored`` layers are scored; those before compute every token.
     """
 
+    streams = True
+
     def __init__(self, d_model: int, n_scored: int) -> None:
         super().__init__()
         self.scorers = nn.ModuleList(nn.Linear(d_model, 1) for _ in range(n_scored))

@@ -14,13 +14,16 @@ def reference(gate_BND: Tensor, input_BND: Tensor) -> Tensor:
     return torch.stack(ys, dim=1)
 
 
-def doubling(gate_BND: Tensor, input_BND: Tensor) -> Tensor:
-    """Return the same ``y`` in ``ceil(log2 N)`` rounds.
+def doubling(gate_BND: Tensor, input_BND: Tensor, before_BD: Tensor | None = None) -> Tensor:
+    """Return the same ``y`` in ``ceil(log2 N)`` rounds, from ``y_{-1} = before``, or 0.
 
     Round r joins each site with the one ``2^r`` before it: two steps ``(a, b)`` after ``(a', b')``
     are the one step ``(a a', a b' + b)``. No division, so gates may be 0.
     """
     n = input_BND.shape[1]
+    if before_BD is not None:
+        first_B1D = input_BND[:, :1] + gate_BND[:, :1] * before_BD[:, None]
+        input_BND = torch.cat([first_B1D, input_BND[:, 1:]], dim=1)
     y_BND, product_BND = input_BND, gate_BND
     reach = 1
     while reach < n:

@@ -132,7 +132,9 @@ def test_fingerprint_follows_the_text_and_not_the_place(tmp_path: Path) -> None:
 
 
 def test_a_missing_path_is_named_with_what_can_be_given(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no corpus '.*nowhere'.*give stdlib, mixture, a text"):
+    with pytest.raises(
+        DataError, match=r"no corpus '.*nowhere'.*give stdlib, documents, mixture, recall, a text"
+    ):
         read(tmp_path / "nowhere")
 
 

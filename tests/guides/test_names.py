@@ -10,11 +10,16 @@ from bkray.guides import (
     ACTTrainer,
     AdaptiveResNetBKBlock,
     AdaptiveSequenceLengthWrapper,
+    BirmanSchwingerCore,
     EarlyExitLanguageModel,
     LanguageModel,
     LearnedSequenceLengthTrainer,
+    LongContextTrainer,
     MoEResNetBKLayer,
+    ScatteringRouter,
+    SemiseparableMatrix,
     SequenceLengthPredictor,
+    StreamingEvaluator,
 )
 
 EMPTY = inspect.Parameter.empty
@@ -68,6 +73,20 @@ SIGNATURES: list[tuple[Any, dict[str, Any]]] = [
     ),
     (LearnedSequenceLengthTrainer.get_average_metrics, {"self": EMPTY}),
     (LearnedSequenceLengthTrainer.reset_statistics, {"self": EMPTY}),
+    (BirmanSchwingerCore, {"n_seq": EMPTY, "epsilon": 1.0, "energy": -2.0}),
+    (ScatteringRouter, {"num_experts": EMPTY}),
+    (SemiseparableMatrix, {"n_seq": EMPTY, "rank": 16}),
+    (LongContextTrainer, {"model": EMPTY, "optimizer": EMPTY, "device": None}),
+    (LongContextTrainer.train_epoch, {"self": EMPTY, "dataloader": EMPTY, "epoch": 1}),
+    (
+        LongContextTrainer.train_multi_length,
+        {"self": EMPTY, "dataloaders": EMPTY, "epochs": 1},
+    ),
+    (StreamingEvaluator, {"model": EMPTY, "chunk_size": 4096, "device": None}),
+    (
+        StreamingEvaluator.evaluate_streaming,
+        {"self": EMPTY, "data": EMPTY, "max_tokens": None},
+    ),
     (EarlyExitLanguageModel, {**SIZES, **EXPERTS, "confidence_threshold": 0.9}),
     (EarlyExitLanguageModel.forward, {"self": EMPTY, "x": EMPTY, "use_early_exit": False}),
     (EarlyExitLanguageModel.get_exit_statistics, {"self": EMPTY}),

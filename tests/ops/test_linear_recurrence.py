@@ -21,6 +21,17 @@ def test_doubling_says_what_the_reference_says(n_sites: int) -> None:
     assert (doubling(gate, given) - reference(gate, given)).abs().max() <= 1e-13
 
 
+@pytest.mark.parametrize("n_sites", LENGTHS)
+def test_what_was_before_is_a_first_site_more(n_sites: int) -> None:
+    gate, given = gates_and_inputs(n_sites)
+    before = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3)
+    longer = reference(
+        torch.cat([torch.zeros_like(gate[:, :1]), gate], dim=1),
+        torch.cat([before[:, None], given], dim=1),
+    )
+    assert (doubling(gate, given, before) - longer[:, 1:]).abs().max() <= 1e-13
+
+
 def test_the_reference_is_a_lower_triangular_matrix_of_gate_products() -> None:
     gate, given = gates_and_inputs(9)
     dense = torch.zeros(2, 9, 9, 3, dtype=torch.float64)
