@@ -6,13 +6,17 @@ A config is built from *overrides*, a flat mapping from config paths to values
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from bkray.knobs import acting_knobs, why_idle
+from bkray.knobs import acting_knobs, why_idle, why_not_in_chunks
 
 MixerName = Literal["bk", "attention", "linear_recurrence"]
+
+RECALL_DISTANCE = 1024
+"""``data.recall_distance`` unless told otherwise."""
 
 
 class _Section(BaseModel):
@@ -46,10 +50,18 @@ class ModelConfig(_Section):
     n_heads: int | None = Field(None, ge=1)
     n_values: int | None = Field(None, ge=1)
     """Value channels per head of the resolvent."""
+    semiseparable_rank: int | None = Field(None, ge=0)
+    """Rank of what the resolvent's values also run through, ``U V^T``; 0 for nothing."""
     d_hidden: int | None = Field(None, ge=1)
     """Hidden width of the feed-forward part, per expert."""
     dropout: float | None = Field(None, ge=0, lt=1)
     n_experts: int | None = Field(None, ge=1)
+    router: Literal["learned", "scattering"] | None = None
+    """Who chooses the experts: a linear layer, or the phase of one head's Green's function."""
+    router_head: int | None = Field(None, ge=0)
+    """Head of the resolvent whose phase a scattering router goes by."""
+    router_resonance: float | None = Field(None, ge=0, le=1)
+    """``|g| eta`` above which a scattering router asks two experts: 0 for always, 1 for never."""
     top_k: int | None = Field(None, ge=1)
     balance_weight: float | None = Field(None, ge=0)
     act_threshold: float | None = Field(None, gt=0, le=1)
@@ -122,6 +134,7 @@ class ModelConfig(_Section):
                 "set model.n_layers to at least 2 or model.depth=dense"
             )
         _check_adaptive(self)
+        _check_router(self)
         return self
 
 
@@ -165,17 +178,42 @@ def _check_adaptive(model: ModelConfig) -> None:
         )
 
 
+def _check_router(model: ModelConfig) -> None:
+    if model.router != "scattering":
+        return
+    if model.mixer != "bk":
+        raise ValueError(
+            f"model.router=scattering needs model.mixer=bk, got {model.mixer}: no other mixer has "
+            "a phase; set model.router=learned"
+        )
+    if model.mixer_scale != 1:
+        raise ValueError(
+            f"model.router=scattering needs model.mixer_scale=1, got {model.mixer_scale}: every "
+            "site must have a phase of its own"
+        )
+    n_heads = model.n_heads or 1
+    if (model.router_head or 0) >= n_heads:
+        raise ValueError(
+            f"model.router_head must be between 0 and {n_heads - 1}, got {model.router_head}: "
+            f"model.n_heads={n_heads}"
+        )
+
+
 class DataConfig(_Section):
     """Which text, and how it becomes tokens."""
 
     corpus: str = "stdlib"
-    """``stdlib`` (Python's own library), ``mixture`` (patterns, that and noise), or the path of a
-    text file, a folder, a WikiText one."""
+    """``stdlib`` (Python's own library), ``documents`` (its longest packages, kept whole),
+    ``mixture`` (patterns, the library and noise), ``recall`` (values asked for again far behind
+    their first mention), or the path of a text file, a folder, a WikiText one."""
     tokenizer: Literal["bytes", "words"] = "bytes"
     vocab_size: int | None = Field(None, ge=2)
     """Words kept by ``tokenizer=words``; the rest become ``<unk>``."""
     max_bytes: int | None = Field(None, ge=1024)
     """Read at most so much of the training text, for small runs."""
+    recall_distance: int | None = Field(None, ge=8, le=2**20)
+    """Longest distance of ``corpus=recall`` in bytes, a power of two; half of it, a quarter and so
+    on are asked for too."""
 
     @model_validator(mode="before")
     @classmethod
@@ -185,9 +223,26 @@ class DataConfig(_Section):
         words = given.get("tokenizer") == "words"
         if given.get("vocab_size") is not None and not words:
             raise ValueError("data.vocab_size does nothing with data.tokenizer=bytes: it is 256")
+        corpus = given.get("corpus", "stdlib")
+        if given.get("recall_distance") is not None and corpus != "recall":
+            raise ValueError(
+                f"data.recall_distance does nothing with data.corpus={corpus}: "
+                "set data.corpus=recall"
+            )
+        if corpus == "recall" and given.get("recall_distance") is None:
+            given = {**given, "recall_distance": RECALL_DISTANCE}
         if words and given.get("vocab_size") is None:
             return {**given, "vocab_size": 8192}
         return given
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        distance = self.recall_distance or 8
+        if distance & (distance - 1):
+            raise ValueError(
+                f"data.recall_distance must be a power of two from 8 to {2**20}, got {distance}"
+            )
+        return self
 
 
 class OptimizerConfig(_Section):
@@ -209,9 +264,15 @@ class TrainConfig(_Section):
     batch_size: int = Field(16, ge=1)
     """Sequences per optimizer step, over all accumulation rounds."""
     accumulation: int = Field(1, ge=1)
+    chunk: int | None = Field(None, ge=1)
+    """Sites of a row that are held at once, in training and evaluation: the same numbers in the
+    memory of one chunk, for another forward pass. ``None`` for whole rows."""
     eval_every: int = Field(100, ge=1)
     eval_windows: int = Field(64, ge=1)
     """Validation windows of ``model.n_seq`` tokens, the same ones for every trial."""
+    eval_stretch: int | None = Field(None, ge=2)
+    """Tokens of the stretches that validation windows are cut from, so that trials of several
+    ``model.n_seq`` score the same ones. ``None`` for windows that are spread one by one."""
     checkpoint_every: int = Field(100, ge=1)
     precision: Literal["float32", "float64", "bf16"] = "float32"
     """``bf16`` is autocast and needs a GPU; the scan stays in float32."""
@@ -225,6 +286,10 @@ class TrainConfig(_Section):
     good state and on from there with other data."""
     max_interventions: int | None = Field(None, ge=1)
     """Spikes that ``on_spike`` answers; further ones are only recorded."""
+    monitor: Literal["off", "birman_schwinger"] = "off"
+    """Whether every evaluation also takes Schatten norms and condition number of the potential."""
+    precision_upgrade: float | None = Field(None, gt=1)
+    """Condition number from which on a layer's scan runs in float64; ``None`` for never."""
 
     @model_validator(mode="before")
     @classmethod
@@ -237,6 +302,7 @@ class TrainConfig(_Section):
                 "train.max_interventions does nothing with train.on_spike=record: "
                 "set train.on_spike to skip_step or rewind"
             )
+        _check_monitor(given)
         if acts and given.get("max_interventions") is None:
             return {**given, "max_interventions": 10}
         return given
@@ -251,6 +317,58 @@ class TrainConfig(_Section):
         return self
 
 
+def _check_monitor(given: Mapping[str, Any]) -> None:
+    upgrade = given.get("precision_upgrade")
+    if upgrade is None:
+        return
+    if given.get("monitor", "off") == "off":
+        raise ValueError(
+            f"train.precision_upgrade={upgrade} does nothing with train.monitor=off: "
+            "set train.monitor=birman_schwinger"
+        )
+    if given.get("precision") == "float64":
+        raise ValueError(
+            f"train.precision_upgrade={upgrade} does nothing with train.precision=float64: "
+            "the scan runs in it anyway"
+        )
+
+
+class LadderConfig(_Section):
+    """A ladder of sequence lengths, in tokens; the knobs act where ``lengths`` are given.
+
+    A trial climbs its lengths in turn, an equal share of the steps on each; the sweep ``ladder``
+    makes the trials: one per length and seed (``independent``), or one for all (``carry``).
+    """
+
+    lengths: str | None = Field(None, pattern=r"^\d+(,\d+)*$")
+    """``128,512,2048``, growing; each divides the last one, which is ``model.n_seq``."""
+    mode: Literal["independent", "carry"] | None = None
+    lr_rule: Literal["given", "transfer", "search"] | None = None
+    """Learning rate: as given; searched at the shortest length and taken over, with a test at the
+    longest; or searched at every length."""
+    batch: Literal["tokens", "rows"] | None = None
+    """What all lengths have in common, per step; ``train.batch_size`` is that of the longest."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        chosen = {name: value for name, value in given.items() if value is not None}
+        if chosen and "lengths" not in chosen:
+            name = next(iter(chosen))
+            raise ValueError(f"ladder.{name} does nothing without ladder.lengths: give 128,512,..")
+        if isinstance(chosen.get("lengths"), int):  # a single one, as a command line reads it
+            chosen["lengths"] = str(chosen["lengths"])
+        defaults = {"mode": "independent", "lr_rule": "given", "batch": "tokens"}
+        return {**defaults, **chosen} if chosen else chosen
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """The lengths as numbers; empty without any."""
+        return tuple(int(n) for n in self.lengths.split(",")) if self.lengths else ()
+
+
 class TrialConfig(_Section):
     """Everything that decides the numbers of one trial."""
 
@@ -258,8 +376,54 @@ class TrialConfig(_Section):
     data: DataConfig = Field(default_factory=lambda: DataConfig())
     optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig())
     train: TrainConfig = Field(default_factory=lambda: TrainConfig())
+    ladder: LadderConfig = Field(default_factory=lambda: LadderConfig())
     seed: int = Field(0, ge=0, lt=2**63)
     threads: int = Field(1, ge=1)
     """CPU threads of one trial: torch, numba and OpenMP alike."""
     arm: str = ""
     """Label of a rival within a sweep, such as ``dense-2``; empty for searched trials."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, given: Any) -> Any:
+        """The longest length of a ladder is the model's, unless that is given."""
+        try:
+            longest = LadderConfig.model_validate(given["ladder"]).rungs[-1]
+        except (TypeError, KeyError, IndexError, ValueError):
+            return given  # there is none, or the section's own check says what is wrong with it
+        return {**given, "model": {"n_seq": longest, **given.get("model", {})}}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_lengths(self.ladder.rungs, self.model.n_seq, self.train)
+        if self.train.monitor != "off" and self.model.mixer != "bk":
+            raise ValueError(
+                f"train.monitor={self.train.monitor} does nothing in a model with "
+                f"mixer={self.model.mixer}: it has no potential; set train.monitor=off"
+            )
+        if self.train.chunk is not None:
+            refusal = why_not_in_chunks(self.model, self.train.chunk)
+            if refusal is not None:
+                raise ValueError(f"train.chunk={self.train.chunk} {refusal}")
+        return self
+
+
+def _check_lengths(rungs: tuple[int, ...], n_seq: int, train: TrainConfig) -> None:
+    if rungs:
+        grows = all(a < b for a, b in pairwise(rungs))
+        if not grows or rungs[0] < 2 or rungs[-1] != n_seq or any(n_seq % n for n in rungs):
+            raise ValueError(
+                f"ladder.lengths must grow from at least 2 up to model.n_seq={n_seq}, each a "
+                f"divisor of it, got {','.join(map(str, rungs))}"
+            )
+        if train.steps < len(rungs):
+            raise ValueError(
+                f"train.steps must be at least {len(rungs)} for as many ladder.lengths, got "
+                f"{train.steps}"
+            )
+    stretch = train.eval_stretch
+    if stretch is not None and (stretch % n_seq or train.eval_windows * n_seq % stretch):
+        raise ValueError(
+            f"train.eval_stretch={stretch} must be a multiple of model.n_seq={n_seq}, and "
+            f"train.eval_windows={train.eval_windows} windows whole stretches: change one of them"
+        )

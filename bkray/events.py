@@ -2,7 +2,7 @@
 
 Each event turns into rows keyed by (kind, step, split, name); with trial id and attempt in front
 they are the rows of the Parquet files and the metrics of MLflow, so names follow the MLflow
-conventions: ``train/ val/ best/ final/ stability/ act/ moe/ speed/ system/``.
+conventions: ``train/ val/ best/ final/ stability/ act/ moe/ seq<N>/ speed/ system/``.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -76,6 +76,19 @@ class EvalDone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RungDone:
+    """All steps at one length of a ladder are taken, or it diverged there.
+
+    ``metrics`` are those of this length alone, without the ``seq<N>/`` in front.
+    """
+
+    step: int
+    n_seq: int
+    diverged: bool
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """What a clock saw in evaluation mode, under full names: ``speed/speedup_measured``."""
 
@@ -141,6 +154,7 @@ Event = (
     TrialStarted
     | StepsDone
     | EvalDone
+    | RungDone
     | Measured
     | MemoryPeak
     | Spiked
@@ -182,6 +196,12 @@ def rows(event: Event) -> Iterator[Row]:
         case EvalDone():
             numbers = {f"{event.split}/loss_nats": event.loss_nats, **event.metrics}
             yield from (Row("eval", event.step, event.split, k, v) for k, v in numbers.items())
+        case RungDone():
+            numbers = {"diverged": float(event.diverged), **event.metrics}
+            for name, value in numbers.items():
+                yield Row("rung", event.step, "", f"seq{event.n_seq}/{name}", value)
+            if "learning_rate" in event.metrics:
+                yield Row("rung", event.step, "", "learning_rate", event.metrics["learning_rate"])
         case Measured():
             yield from (Row("measured", event.step, "", k, v) for k, v in event.metrics.items())
         case MemoryPeak():

@@ -24,11 +24,11 @@ def acting_knobs(given: Mapping[str, Any]) -> dict[str, Any]:
         "n_experts": 1,
     }
     if mixer == "bk":
-        knobs |= {"n_heads": 16, "n_values": 6}
+        knobs |= {"n_heads": 16, "n_values": 6, "semiseparable_rank": 0}
     elif mixer == "attention":
         knobs |= {"n_heads": 4}
     if _whole(given.get("n_experts"), 1) > 1:
-        knobs |= {"top_k": 1, "balance_weight": 0.01}
+        knobs |= _ROUTERS.get(str(given.get("router")), _ROUTERS["learned"])
     if given.get("depth") == "act":
         knobs |= {"act_threshold": 0.99, "act_lambda": 0.01, "halt_lr_factor": 1.0}
     if given.get("depth") == "exit":
@@ -43,6 +43,11 @@ def acting_knobs(given: Mapping[str, Any]) -> dict[str, Any]:
             knobs |= {"length_layout": "linear", "length_bins": 8}
     return knobs
 
+
+_ROUTERS: dict[str, dict[str, Any]] = {
+    "learned": {"router": "learned", "top_k": 1, "balance_weight": 0.01},
+    "scattering": {"router": "scattering", "router_head": 0, "router_resonance": 0.1},
+}
 
 _LENGTH_KNOBS = {
     "length_list": None,
@@ -79,8 +84,36 @@ def why_idle(name: str, given: Mapping[str, Any]) -> str:
         return f"does nothing beside model.length_list={given['length_list']}: drop one of them"
     if name.startswith("length_"):
         return "does nothing with model.length=fixed: set model.length=learned"
-    if name in ("top_k", "balance_weight"):
-        return "does nothing with one expert: allowed up to n_experts=1; set model.n_experts"
+    if name in ("top_k", "balance_weight", "router", "router_head", "router_resonance"):
+        if _whole(given.get("n_experts"), 1) <= 1:
+            return "does nothing with one expert: allowed up to n_experts=1; set model.n_experts"
+        other = "learned" if given.get("router") == "scattering" else "scattering"
+        return (
+            f"does nothing with model.router={given.get('router') or 'learned'}: "
+            f"set model.router={other}"
+        )
     if name == "options":
         return "does nothing without model.build"
     return f"does nothing in a model with mixer={given.get('mixer') or 'bk'}"
+
+
+def why_not_in_chunks(model: Any, chunk: int) -> str | None:
+    """Return why rows of a model's config cannot be trained on in chunks, or ``None``."""
+    if chunk >= model.n_seq:
+        return f"does nothing with model.n_seq={model.n_seq}: a row is one chunk; leave it out"
+    if model.build is not None:
+        return "needs a built-in model: your own one takes whole rows; leave it out"
+    if model.mixer == "attention":
+        return (
+            "needs a mixer with a state of fixed size: attention over a window would be another "
+            "model; use model.mixer=bk or linear_recurrence, or leave it out"
+        )
+    for name, off in (("multiscale", False), ("mixer_scale", 1), ("length", "fixed")):
+        if getattr(model, name) != off:
+            return f"needs model.{name}={str(off).lower()}: groups and lengths are of whole rows"
+    if model.dropout:
+        return (
+            f"needs model.dropout=0, got {model.dropout}: a chunk is computed twice and would "
+            "drop other units"
+        )
+    return None

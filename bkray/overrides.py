@@ -110,17 +110,32 @@ def full_path(name: str) -> str:
 
 
 def acting(overrides: Overrides) -> dict[str, Any]:
-    """Return the overrides without those ``model.*`` knobs that do nothing in their model.
+    """Return the overrides without those knobs that do nothing in their model.
 
     A rival with another model takes a sweep's overrides this way: ``model.act_lambda`` is left out
-    for a dense one. Names are full config paths.
+    for a dense one, and ``train.chunk`` where rows are no longer than that. Names are full config
+    paths.
     """
     model = {name.removeprefix("model."): value for name, value in overrides.items()}
     acts = acting_knobs(model)
     idle = {f"model.{name}" for name in ModelConfig.model_fields if name not in acts} - {
         "model.n_seq"
     }
+    if acts.get("mixer") != "bk":
+        idle |= {"train.monitor", "train.precision_upgrade"}
+    chunk = overrides.get("train.chunk")
+    if isinstance(chunk, int) and chunk >= _n_seq(overrides):
+        idle.add("train.chunk")
     return {name: value for name, value in overrides.items() if name not in idle}
+
+
+def _n_seq(overrides: Overrides) -> int:
+    """Return the length of rows, in tokens, so far as the overrides allow one."""
+    paths = ("model.n_seq", "ladder.lengths")
+    try:
+        return build({path: overrides[path] for path in paths if path in overrides}).model.n_seq
+    except ConfigError:  # told when the whole is built
+        return TrialConfig().model.n_seq
 
 
 def config_paths() -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from bkray.errors import ConfigError
 from bkray.overrides import DENSE, Overrides, build
 
 
@@ -50,6 +51,17 @@ class Preset:
     sampler: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """What came of a rival: its name, the overrides that built it, and the gravest outcome of its
+    seeds. ``values`` are the objectives' means over the seeds; ``None`` where not finite."""
+
+    name: str
+    overrides: Overrides
+    outcome: str
+    values: tuple[float | None, ...]
+
+
 def no_space(trial: Trial) -> Overrides:
     """Ask for nothing: the rivals are all there is to run."""
     return {}
@@ -60,13 +72,20 @@ def no_rivals(base: Overrides) -> Sequence[Arm]:
     return ()
 
 
+def nothing_follows(base: Overrides, ended: Sequence[Ended]) -> Sequence[Arm]:
+    """Return no further rival."""
+    return ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
     """``bkray sweep`` runs one of these by name, or the ``SWEEP`` of a user's file.
 
     ``grid`` is the space that ``--sampler grid`` walks, where it differs from ``space``. ``first``
     are points tried before the sampler is asked. ``rivals`` gets the base overrides and returns
-    the arms; a sweep of arms alone has no ``space``, and presets of 0 trials.
+    the arms; a sweep of arms alone has no ``space``, and presets of 0 trials. ``follow`` gets all
+    rivals that ended and returns further ones, again and again until it returns none; it answers
+    by them alone, so that a resumed sweep goes the same way. Only a sweep without space has it.
     """
 
     name: str
@@ -77,8 +96,13 @@ class Sweep:
     grid: Space | None = None
     first: tuple[Overrides, ...] = ()
     rivals: Callable[[Overrides], Sequence[Arm]] = no_rivals
+    follow: Callable[[Overrides, Sequence[Ended]], Sequence[Arm]] = nothing_follows
     sampler: str = "tpe"
     overview: str = ""
+
+    def __post_init__(self) -> None:
+        if self.follow is not nothing_follows and self.space is not no_space:
+            raise ConfigError(f"sweep {self.name} has a space and follow: leave one of them out")
 
 
 def dense_depths(base: Overrides) -> list[Arm]:

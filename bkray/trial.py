@@ -11,21 +11,28 @@ import torch
 from bkray import __version__, overrides
 from bkray.config import TrialConfig
 from bkray.data.batches import Batches, validation_windows
+from bkray.data.climb import Climb
 from bkray.data.shards import Shards, prepare
 from bkray.errors import ConfigError, ResumeError
 from bkray.events import Event, Measured, TrialEnded, TrialStarted, Warned
 from bkray.nn.build import build
+from bkray.nn.routers import calibrated
 from bkray.ops.memory import keep_freed_memory
+from bkray.rungs import rungs
 from bkray.train import attempts, checkpoint, measure
 from bkray.train.checkpoint import Progress
 from bkray.train.evaluate import Evaluation, evaluate
 from bkray.train.loop import train
 from bkray.train.optim import adamw
 from bkray.train.run import Run, Stop, peak_memory_mib
+from bkray.train.spectrum import scan_in_float64
 from bkray.train.step import Part
 from bkray.train.summary import measure_speed, summary
 from bkray.train.team import ALONE, Team, check_shares
 from bkray.train.watch import Blocks
+
+CALIBRATION_TOKENS = 4096
+"""Training tokens whose phases set the bins of a scattering router."""
 
 
 def never() -> None:
@@ -105,9 +112,10 @@ def use_threads(n_threads: int) -> None:
 def warm_up(trial: Run) -> None:
     """Compile what the model needs, so that no clock counts it; draws no random number."""
     inputs_WN, _ = trial.validation
-    plan = trial.config.train
-    n_rows = plan.batch_size // (plan.accumulation * trial.split * trial.team.size)
-    tokens_BN = inputs_WN[:1].expand(n_rows, -1).to(trial.device)
+    rung = trial.rung
+    n_sites = min(rung.n_seq, trial.config.train.chunk or rung.n_seq)
+    n_rows = rung.rows // (trial.split * trial.team.size)
+    tokens_BN = inputs_WN[:1, :n_sites].expand(n_rows, -1).to(trial.device)
     trial.model.eval()
     with trial.autocast:
         logits_BNV = trial.model(tokens_BN).logits_BNV
@@ -136,7 +144,6 @@ def compose(
     model = build(config, shards.vocab_size)
     model.to(device, torch.float64 if config.train.precision == "float64" else None)
     optimizer = adamw(model, config.optimizer, config.model.halt_lr_factor or 1.0)
-    n_seq, plan = config.model.n_seq, config.train
     trial = Run(
         config=config,
         trial_id=overrides.trial_id(config, shards.fingerprint, __version__),
@@ -145,10 +152,9 @@ def compose(
         trained=model,
         blocks=Blocks(model),
         optimizer=optimizer,
-        batches=Batches(
-            shards.tokens("train"), n_seq, plan.batch_size, config.seed, segment=shards.segment
-        ),
-        validation=_windows(shards, "valid", n_seq, plan.eval_windows),
+        batches=_batches(config, shards),
+        rungs=rungs(config),
+        validation=_validation(config, shards),
         kinds=shards.kinds,
         vocabulary=shards.vocabulary,
         unigram_nats=shards.unigram_entropy_nats,
@@ -169,6 +175,9 @@ def compose(
         if saved is not None:
             trial.progress, trial.load_LE = checkpoint.restore(saved, model, optimizer, team.rank)
             trial.batches.restore(saved["batches"])
+            scan_in_float64(model, trial.progress.precise_mixers)
+    if trial.progress.step == 0 and config.model.router == "scattering":
+        _set_bins(trial, shards)
     plainly_dense = config.model.build is None and config.model.depth == "dense"
     trial.trained = team.synchronised(model, may_skip=not plainly_dense)
     return trial
@@ -214,8 +223,46 @@ def evaluate_checkpoint(folder: Path, split: str) -> tuple[int, Evaluation]:
         batch_size=config.train.batch_size,
         autocast=trial.autocast,
         kinds=trial.kinds,
+        chunk=config.train.chunk,
     )
     return trial.progress.step, score
+
+
+def _set_bins(trial: Run, shards: Shards) -> None:
+    """Let scattering routers share training tokens evenly; the same ones in every process."""
+    n_seq = min(trial.config.model.n_seq, CALIBRATION_TOKENS)
+    inputs_WN, _ = _windows(shards, "train", n_seq, CALIBRATION_TOKENS // n_seq)
+    trial.model.eval()
+    with torch.no_grad(), trial.autocast, calibrated(trial.model):
+        trial.model(inputs_WN.to(trial.device))
+    trial.model.train()
+
+
+def _batches(config: TrialConfig, shards: Shards) -> Batches | Climb:
+    """Return training batches of each rung; data are drawn anew for each."""
+    parts = [
+        (
+            Batches(
+                shards.tokens("train"),
+                rung.n_seq,
+                rung.batch_size,
+                config.seed,
+                segment=shards.segment,
+            ),
+            rung.last_step - rung.first_step + 1,
+        )
+        for rung in rungs(config)
+    ]
+    return parts[0][0] if len(parts) == 1 else Climb(parts)
+
+
+def _validation(config: TrialConfig, shards: Shards) -> Part:
+    """Return the validation windows, cut from stretches where the config says so."""
+    n_seq, plan = config.model.n_seq, config.train
+    stretch = plan.eval_stretch or n_seq
+    n_stretches = plan.eval_windows * n_seq // stretch
+    inputs_WN, targets_WN = _windows(shards, "valid", stretch, n_stretches)
+    return inputs_WN.reshape(-1, n_seq), targets_WN.reshape(-1, n_seq)
 
 
 def _windows(shards: Shards, split: str, n_seq: int, n_windows: int) -> Part:

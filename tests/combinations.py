@@ -23,6 +23,8 @@ EXPERTS: dict[str, dict[str, Any]] = {
     "4 top 1": {"n_experts": 4, "top_k": 1},
     "4 top 2": {"n_experts": 4, "top_k": 2},
 }
+SCATTERED = {"4 scattered": {"n_experts": 4, "router": "scattering"}}
+"""With a mixer that has a phase."""
 POSITIONS = {mixer: ("none", "learned") for mixer in MIXERS} | {
     "attention": ("none", "learned", "rope")
 }
@@ -38,6 +40,10 @@ FEATURES: dict[str, dict[str, Any]] = {
     "multiscale sparse": {**PAIRS, "sparsity": "learned"},
     "scaled mixer": {"mixer_scale": 2},
     "scaled mixer act": {"mixer_scale": 3, "depth": "act"},
+}
+LOW_RANK: dict[str, dict[str, Any]] = {
+    "low rank": {"semiseparable_rank": 3},
+    "low rank act": {"semiseparable_rank": 3, "depth": "act"},
 }
 LEARNED = {"length": "learned", "length_list": "5,8,16"}
 DEPTHS = {"dense": {}, "act": {"depth": "act"}}
@@ -56,6 +62,10 @@ COMBINATIONS: list[Combination] = [
             ("linear_recurrence", "4 top 2", "none"),
         )
     ),
+    *(("bk", feature, "one", "none") for feature in LOW_RANK),
+    *(("bk", feature, "4 scattered", "none") for feature in ("dense", "act", "sparse", "exit")),
+    ("bk", "multiscale act", "4 scattered", "none"),
+    ("bk", "low rank", "4 scattered", "learned"),
     *(("linear_recurrence", f"learned {feature}", "one", "none") for feature in FEATURES),
     ("linear_recurrence", "learned sparse", "4 top 2", "none"),
 ]
@@ -64,7 +74,8 @@ COMBINATIONS: list[Combination] = [
 def config_of(combination: Combination, **further: Any) -> ModelConfig:
     mixer, feature, experts, position = combination
     feature, around = feature.removeprefix("learned "), feature.startswith("learned ")
-    knobs = {**(DEPTHS | FEATURES)[feature], **(LEARNED if around else {}), **EXPERTS[experts]}
+    knobs = {**(DEPTHS | FEATURES | LOW_RANK)[feature], **(EXPERTS | SCATTERED)[experts]}
+    knobs |= LEARNED if around else {}
     return tiny_config(mixer, position=position, **knobs, **further).model
 
 

@@ -37,6 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "bk, act": {"mixer": "bk", "depth": "act", "act_threshold": 0.8},
     "length, exit": {"length": "learned", "length_bins": 4, "depth": "exit"},
     "sparsity, experts": {"sparsity": "learned", "n_experts": 2},
+    "ladder": {"ladder.lengths": "4,8,16", "mode": "carry", "batch_size": 2},
     "all of it": {
         "depth": "act",
         "act_threshold": 0.8,
@@ -77,7 +78,7 @@ def numbers(events: list[Event]) -> dict[tuple[str, int, str, str], float]:
     """Return every number but times, by key; what is said twice must be said alike."""
     said: dict[tuple[str, int, str, str], float] = {}
     for row in itertools.chain.from_iterable(map(rows, events)):
-        timed = "seconds" in row.name or "memory" in row.name or row.kind in ("measured", "end")
+        timed = "second" in row.name or "memory" in row.name or row.kind in ("measured", "end")
         if not timed:
             assert said.setdefault(row[:4], row.value) == row.value, row
     return said

@@ -10,8 +10,9 @@ from typing import NoReturn
 import typer
 from typer.exceptions import TyperException
 
+from bkray.cli.eval import evaluate
 from bkray.cli.frontier import frontier
-from bkray.cli.look import evaluate, report, show, ui
+from bkray.cli.look import report, show, ui
 from bkray.cli.resume import resume
 from bkray.cli.sweep import sweep
 from bkray.cli.sync import mlflow_sync

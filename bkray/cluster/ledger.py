@@ -1,8 +1,8 @@
 """The memory of a sweep: what to try next, what came out, in an Optuna study on disk.
 
-Rivals come first and stay outside the study; then the sweep's first points (and the grid), then
-the sampler. A *position* counts the proposals of the study from 0; a proposal's ``number`` counts
-the rivals as well.
+Rivals come first and stay outside the study; then those that follow from them, or the sweep's
+first points (and the grid) and the sampler. A *position* counts the proposals of the study from 0;
+a proposal's ``number`` counts the rivals as well.
 """
 
 import json
@@ -21,6 +21,7 @@ from bkray.cluster.study import open_study
 from bkray.config import TrialConfig
 from bkray.errors import ConfigError
 from bkray.overrides import flatten
+from bkray.sweep import Ended
 
 _ANSWERED = ("ok", "diverged", "pruned", "oom", "failed")
 """Outcomes that are not tried again; an interrupted trial goes on."""
@@ -73,6 +74,10 @@ class Ledger:
             proposal = self._propose(len(self._rows))
             if self._take_in(proposal):
                 return proposal
+        while not self._running and (followers := self._followers()):
+            self._waiting = [one for one in followers if self._take_in(one)]
+            if self._waiting:
+                return self._waiting.pop(0)
         return None
 
     def tell(
@@ -115,6 +120,21 @@ class Ledger:
         else:
             self._running[key].append(proposal.number)
         return False
+
+    def _followers(self) -> list[Proposal]:
+        """Return the rivals that follow from those that ended, which are all there are."""
+        ended = [
+            Ended(
+                name=one.arm,
+                overrides=one.overrides,
+                outcome=self._told[one.number].outcome,
+                values=tuple(self._told[one.number].values),
+            )
+            for one in self._rivals
+        ]
+        followers = self.search.followers(ended)
+        self._rivals += followers
+        return followers
 
     def _propose(self, position: int) -> Proposal:
         search, study = self.search, self._study
@@ -185,6 +205,9 @@ class Ledger:
         """Read back what was proposed and told; hand out again what was still running."""
         for rival in self._rivals:
             self._remember(rival)
+        while not self._running and (followers := self._followers()):
+            for follower in followers:
+                self._remember(follower)
         for row in self._study.get_trials(deepcopy=False):
             if _OVERRIDES in row.user_attrs:
                 number = len(self._rivals) + len(self._rows)

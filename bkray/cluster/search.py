@@ -1,6 +1,7 @@
 """What a sweep proposes: its value, and every choice of the user that decides the proposals."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -12,7 +13,7 @@ from bkray.columns import RESULTS
 from bkray.config import TrialConfig
 from bkray.errors import ConfigError
 from bkray.overrides import Overrides, acting, build
-from bkray.sweep import Preset, Space, Sweep
+from bkray.sweep import Arm, Ended, Preset, Space, Sweep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +77,16 @@ class Search:
 
     def rivals(self) -> list[Proposal]:
         """Return the arms. An override for a knob that an arm's model lacks is left out there."""
-        base = self.base
-        arms = self.sweep.rivals(base)
+        return self._arms(0, self.sweep.rivals(self.base))
+
+    def followers(self, ended: Sequence[Ended]) -> list[Proposal]:
+        """Return the arms that follow from all those that ended, and were not among them."""
+        return self._arms(len(ended), self.sweep.follow(self.base, ended))
+
+    def _arms(self, first: int, arms: Sequence[Arm]) -> list[Proposal]:
         return [
-            self.propose(number, acting(base | paths_of(arm.overrides)), arm=arm.name)
-            for number, arm in enumerate(arms)
+            self.propose(number, acting(self.base | paths_of(arm.overrides)), arm=arm.name)
+            for number, arm in enumerate(arms, start=first)
         ]
 
     def points(self) -> list[dict[str, Any]]:

@@ -27,6 +27,18 @@ State = dict[str, Any]
 
 
 @dataclass(slots=True, kw_only=True)
+class Tally:
+    """What was seen at the present length of a ladder; a trial without one has a single length."""
+
+    norms: Norms = field(default_factory=Norms)
+    tokens: int = 0
+    train_seconds: float = 0.0
+    nan_count: int = 0
+    """Steps whose loss or gradient norm was not finite."""
+    spikes_before: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
 class Progress:
     """How far a trial is: plain numbers, all of them in the checkpoint."""
 
@@ -39,9 +51,12 @@ class Progress:
     """Gradient norms before clipping."""
     interventions: int = 0
     """Spikes answered by ``train.on_spike``."""
+    precise_mixers: list[str] = field(default_factory=list)
+    """Names of those that scan in float64 since their condition number passed the threshold."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What the last evaluation said of the depth policy, under full names."""
     health: Health = field(default_factory=Health)
+    tally: Tally = field(default_factory=Tally)
 
 
 class Loaded(NamedTuple):
@@ -175,7 +190,8 @@ def restore(
     load_LE = state["load_LE"]
     saved = dict(state["progress"])
     health, norms = Health(**saved["health"]), Norms(**saved["norms"])
-    progress = Progress(**{**saved, "health": health, "norms": norms})
+    tally = Tally(**{**saved["tally"], "norms": Norms(**saved["tally"]["norms"])})
+    progress = Progress(**{**saved, "health": health, "norms": norms, "tally": tally})
     return progress, None if load_LE is None else load_LE.to(device)
 
 

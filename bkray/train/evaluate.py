@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from bkray.nn.lm import Prediction
-from bkray.train.step import token_loss_nats
+from bkray.train.chunked import in_chunks
+from bkray.train.step import Part, token_loss_nats
 from bkray.train.team import ALONE, Team
 
 
@@ -32,9 +33,12 @@ def evaluate(
     batch_size: int,
     autocast: torch.autocast,
     kinds: Sequence[str] = (),
+    chunk: int | None = None,
     team: Team = ALONE,
 ) -> Evaluation:
     """Score every site of every window, ``batch_size`` windows at a time, and keep the mode.
+
+    ``chunk`` sites of a window are held at once, which changes no number; ``None`` for all.
 
     A ``team`` shares the windows. Window ``w`` is of ``kinds[w % len(kinds)]``, and each kind is
     told apart as ``kinds/<kind>/...``. A model that computes a part of the sites says so as
@@ -43,12 +47,13 @@ def evaluate(
     through none.
     """
     own = slice(team.rank, None, team.size)
-    parts = team.gather(
-        _score(model, inputs_WN[own], targets_WN[own], batch_size=batch_size, autocast=autocast)
-    )
+    sides = (torch.split(x_WN[own], batch_size) for x_WN in (inputs_WN, targets_WN))
+    windows = [pair for pair in zip(*sides, strict=True) if len(pair[0])]
+    parts = team.gather(_score(model, windows, chunk, autocast))
     score, n_sites = _together(parts, len(targets_WN)), targets_WN.shape[1]
     row = Row(*score.row_WC.unbind(1))
-    metrics: dict[str, float] = {}
+    n_late = n_sites - n_sites // 2
+    metrics = {"context/late_loss_nats": float(row.late_nats.mean()) / n_late}
     if score.halts:
         metrics |= depth_metrics(score.n_tokens_at_layer, float(row.remainder.sum()))
     elif score.n_tokens_at_layer and (score.bins or _is_cut_short(score, model)):
@@ -67,6 +72,8 @@ class Row(NamedTuple):
     inside_nats: Tensor
     """Loss of the computed sites; that of the others, answered cheaply, is ``beyond_nats``."""
     beyond_nats: Tensor
+    late_nats: Tensor
+    """Loss of the second half of the sites, which have context."""
     computed: Tensor
     """Sites."""
     remainder: Tensor
@@ -100,31 +107,43 @@ def _together(parts: Sequence[_Score], n_windows: int) -> _Score:
 @torch.no_grad()
 def _score(
     model: nn.Module,
-    inputs_WN: Tensor,
-    targets_WN: Tensor,
-    *,
-    batch_size: int,
+    windows: Sequence[Part],
+    chunk: int | None,
     autocast: torch.autocast,
 ) -> _Score:
-    if len(inputs_WN) == 0:  # a team with more processes than windows
+    if not windows:  # a team with more processes than windows
         return _Score(torch.empty(0, len(Row._fields), dtype=torch.float64), [], [], False)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     rows: list[Tensor] = []
     layers: list[Tensor] = []
-    for inputs, targets in zip(
-        torch.split(inputs_WN, batch_size), torch.split(targets_WN, batch_size), strict=True
-    ):
+    for inputs, targets in windows:
         with autocast:
-            prediction: Prediction = model(inputs.to(device))
-        loss_BN = token_loss_nats(prediction, targets.to(device)).double()
+            prediction, loss_BN = _losses(model, inputs.to(device), targets.to(device), chunk)
         rows.append(torch.stack(_row(prediction, loss_BN), dim=1))
         layers += (
             [prediction.layers_BN.flatten().long()] if prediction.layers_BN is not None else []
         )
     model.train(was_training)
-    return _on_host(torch.cat(rows), layers, prediction, targets_WN.shape[1])
+    return _on_host(torch.cat(rows), layers, prediction, loss_BN.shape[1])
+
+
+def _losses(
+    model: nn.Module, inputs_BN: Tensor, targets_BN: Tensor, chunk: int | None
+) -> tuple[Prediction, Tensor]:
+    """Return what is said of rows, whose logits are of the last chunk alone, and their losses."""
+    layers, remainders, losses = [], [], []
+    targets = torch.split(targets_BN, chunk or targets_BN.shape[1], dim=1)
+    for said, targets_Bn in zip(in_chunks(model, inputs_BN, chunk), targets, strict=True):
+        losses.append(token_loss_nats(said, targets_Bn).double())
+        layers += [] if said.layers_BN is None else [said.layers_BN]
+        remainders += [] if said.remainder_BN is None else [said.remainder_BN]
+    whole = said._replace(
+        layers_BN=torch.cat(layers, dim=1) if layers else None,
+        remainder_BN=torch.cat(remainders, dim=1) if remainders else None,
+    )
+    return whole, torch.cat(losses, dim=1)
 
 
 def _on_host(
@@ -158,6 +177,7 @@ def _row(prediction: Prediction, loss_BN: Tensor) -> Row:
     return Row(
         loss_BN.where(is_inside_BN, 0).sum(1),
         loss_BN.where(~is_inside_BN, 0).sum(1),
+        loss_BN[:, n_sites // 2 :].sum(1),
         computed_B,
         remainder_B,
     )

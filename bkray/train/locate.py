@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bkray.rungs import rung_at
 from bkray.train.findings import Diagnosis, Remembered, Site
 from bkray.train.probe import Fault, Spot
-from bkray.train.run import Run
+from bkray.train.run import Run, validation_at
 
 TEXT_BEFORE, TEXT_AFTER = 24, 8
 """Tokens of text shown around the one that was hit."""
@@ -50,15 +51,16 @@ def located(run: Run, steps: Sequence[Remembered], plain: Diagnosis, found: Foun
 def _row(run: Run, found: Found) -> int:
     """Return the row in the whole batch, or among the validation windows."""
     assert found.spot is not None
-    plan, part, own = run.config.train, found.fault.part, found.spot.row
+    part, own = found.fault.part, found.spot.row
     if found.is_validation:
-        return part * plan.batch_size + own
-    return part * (plan.batch_size // (plan.accumulation * run.split)) + own
+        return part * validation_at(run).rows + own
+    return part * (rung_at(run.rungs, found.step).rows // run.split) + own
 
 
 def _site(run: Run, spot: Spot, row: int) -> Site:
     def text(begin: int, end: int) -> str:
-        said = run.vocabulary.decode(np.array(spot.tokens[max(0, begin) : end], dtype=np.int64))
+        tokens = spot.tokens[max(0, begin - spot.first) : max(0, end - spot.first)]
+        said = run.vocabulary.decode(np.array(tokens, dtype=np.int64))
         decoded = said.decode("utf-8", errors="replace")
         return "".join(_printable(character) for character in decoded)
 

@@ -12,11 +12,22 @@ from torch import Tensor
 from bkray.events import EvalDone, Event, MemoryPeak, Rewound, Saving, StepsDone, Warned
 from bkray.stability import Verdict, judge
 from bkray.train import checkpoint
+from bkray.train.checkpoint import Tally
 from bkray.train.diagnosis import write_forensics
 from bkray.train.evaluate import evaluate
 from bkray.train.findings import Remembered
 from bkray.train.forensics import OLDEST_STEPS
-from bkray.train.run import Ending, Run, Stop, next_guard, peak_memory_mib, take_step
+from bkray.train.ladder import rung_done, save_rung
+from bkray.train.run import (
+    Ending,
+    Run,
+    Stop,
+    next_guard,
+    peak_memory_mib,
+    take_step,
+    validation_at,
+)
+from bkray.train.spectrum import scan_in_float64, spectrum
 from bkray.train.step import Step
 
 WINDOW = 16
@@ -33,6 +44,7 @@ def train(run: Run, stop: Stop) -> Generator[Event, None, Ending]:
     verdict = Verdict("healthy")
     while asked is None and run.progress.step < plan.steps:
         _remember_state(run, verdict)
+        rung = run.rung
         window = train_window(run)
         yield window
         progress = run.progress
@@ -45,7 +57,9 @@ def train(run: Run, stop: Stop) -> Generator[Event, None, Ending]:
             yield _rewind(run)
             continue
         improved = False
-        if verdict.state != "diverged" and _due(progress.step, plan.eval_every, plan.steps):
+        is_last = progress.step == rung.last_step
+        is_due = is_last or progress.step % plan.eval_every == 0
+        if verdict.state != "diverged" and is_due:
             before = progress.best_val_loss_nats
             evaluation = validate(run)
             yield MemoryPeak(step=progress.step, peak_mib=peak_memory_mib(run))
@@ -54,15 +68,19 @@ def train(run: Run, stop: Stop) -> Generator[Event, None, Ending]:
             if not math.isfinite(evaluation.loss_nats):
                 reason = f"validation loss is {evaluation.loss_nats} at step {progress.step}"
                 verdict = Verdict("diverged", reason, progress.step, "validation")
+        if run.config.ladder.rungs and (is_last or verdict.state == "diverged"):
+            yield rung_done(run, rung, window.lr, diverged=verdict.state == "diverged")
         if verdict.state == "diverged":
             for message in write_forensics(run, verdict):
                 yield Warned(step=progress.step, message=message)
             return Ending("diverged", verdict.reason)
         asked = _asked(run, stop)
-        is_due = asked is not None or _due(progress.step, plan.checkpoint_every, plan.steps)
+        is_due = asked is not None or is_last or progress.step % plan.checkpoint_every == 0
         if run.folder is not None and (is_due or improved):
             yield Saving(step=progress.step)
             save(run, run.folder / checkpoint.FOLDER, last=is_due, best=improved)
+            if run.config.ladder.rungs and is_last:
+                save_rung(run, rung)
     return Ending("ok") if asked is None else Ending(*asked)
 
 
@@ -71,7 +89,7 @@ def train_window(run: Run) -> StepsDone:
     plan, progress = run.config.train, run.progress
     start, first = time.perf_counter(), progress.step + 1
     last = min(_next(progress.step, n) for n in (WINDOW, plan.eval_every, plan.checkpoint_every))
-    last = min(last, plan.steps)
+    last = min(last, run.rung.last_step)
     said: list[Step] = []
     taken: list[tuple[dict[str, int], tuple[int, ...]]] = []
     guard = next_guard(run)
@@ -118,17 +136,20 @@ def train_window(run: Run) -> StepsDone:
 
 def validate(run: Run) -> EvalDone:
     """Score the fixed validation windows and keep the best and the latest loss."""
-    inputs_WN, targets_WN = run.validation
+    windows = validation_at(run)
     loss_nats, metrics = evaluate(
         run.model,
-        inputs_WN,
-        targets_WN,
-        batch_size=run.config.train.batch_size,
+        windows.inputs_WN,
+        windows.targets_WN,
+        batch_size=windows.rows,
         autocast=run.autocast,
         kinds=run.kinds,
+        chunk=run.config.train.chunk,
         team=run.team,
     )
     progress = run.progress
+    if run.config.train.monitor != "off":
+        metrics = {**metrics, **_look_at_spectrum(run, windows.inputs_WN)}
     progress.final_val_loss_nats = loss_nats
     if progress.best_val_loss_nats is None or loss_nats < progress.best_val_loss_nats:
         progress.best_val_loss_nats = loss_nats
@@ -140,6 +161,24 @@ def validate(run: Run) -> EvalDone:
         loss_nats=loss_nats,
         metrics=metrics,
     )
+
+
+def _look_at_spectrum(run: Run, inputs_WN: Tensor) -> dict[str, float]:
+    """Return the monitor's numbers, and let mixers scan in float64 from now on as they ask."""
+    plan, progress = run.config.train, run.progress
+    own = None
+    if run.team.leads:
+        own = spectrum(run.model, inputs_WN, chunk=plan.chunk, autocast=run.autocast)
+    seen = run.team.gather(own)[0]  # all go by the same numbers
+    assert seen is not None
+    if plan.precision_upgrade is None:
+        return seen.metrics
+    for name, condition in seen.conditions.items():
+        if condition > plan.precision_upgrade and name not in progress.precise_mixers:
+            progress.precise_mixers.append(name)
+    scan_in_float64(run.model, progress.precise_mixers)
+    n_upgrades = float(len(progress.precise_mixers))
+    return {**seen.metrics, "stability/precision_upgrades": n_upgrades}
 
 
 def save(run: Run, folder: Path, *, last: bool, best: bool) -> None:
@@ -185,13 +224,20 @@ def _largest_in_team(run: Run, own: dict[str, float]) -> dict[str, float]:
 def _count(
     run: Run, losses: list[float], norms: list[float], masked: list[bool], seconds: float
 ) -> None:
-    progress, config = run.progress, run.config
+    progress, rung = run.progress, run.rung
+    if progress.step + 1 == rung.first_step:
+        progress.tally = Tally(spikes_before=progress.health.spike_count)
+    tally, n_tokens = progress.tally, len(losses) * rung.tokens_per_step
     progress.step += len(losses)
-    progress.tokens += len(losses) * config.train.batch_size * config.model.n_seq
+    progress.tokens += n_tokens
+    tally.tokens += n_tokens
     progress.train_seconds += seconds
+    tally.train_seconds += seconds
     for norm in norms:
         progress.norms.add(norm)
-    finite = (math.isfinite(a) and math.isfinite(b) for a, b in zip(losses, norms, strict=True))
+        tally.norms.add(norm)
+    finite = [math.isfinite(a) and math.isfinite(b) for a, b in zip(losses, norms, strict=True)]
+    tally.nan_count += finite.count(False)
     progress.interventions += sum(a and b for a, b in zip(masked, finite, strict=True))
 
 
@@ -216,6 +262,7 @@ def _rewind(run: Run) -> Rewound:
         back,
         train_seconds=spiked.train_seconds,
         interventions=spiked.interventions + 1,
+        precise_mixers=spiked.precise_mixers,
         health=replace(back.health, spike_count=spiked.health.spike_count),
     )
     return Rewound(step=spiked.step, to_step=back.step)
@@ -228,7 +275,3 @@ def _asked(run: Run, stop: Stop) -> tuple[str, str] | None:
 def _next(step: int, every: int) -> int:
     """Windows end at multiples, wherever they began, so a resumed trial cuts them alike."""
     return (step // every + 1) * every
-
-
-def _due(step: int, every: int, last: int) -> bool:
-    return step % every == 0 or step == last

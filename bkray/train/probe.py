@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bkray.nn.block import Block
+from bkray.nn.lm import Carried, sites_of
 from bkray.train.nested import mapped, real_tensors
 
 Pass = Literal["forward", "backward"]
@@ -23,7 +24,9 @@ class Spot(NamedTuple):
     position: int
     n_tokens: int
     tokens: tuple[int, ...]
-    """The whole row."""
+    """The whole row, or the chunk of it that was computed."""
+    first: int = 0
+    """Position of the first of ``tokens``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +79,7 @@ class Probe:
     backward: bool = False
     faults: list[Fault] = field(default_factory=list)
     _part: int = -1
+    _first: int = 0
     _tokens_BN: Tensor | None = None
     _calls: list[_Call] = field(default_factory=list)
     _handles: list[Any] = field(default_factory=list)
@@ -145,15 +149,16 @@ class Probe:
         return mapped(output, self._pass_on("gradient of output", name, consumer, sites))
 
     def _begin_part(self, args: Any, kwargs: Any) -> None:
-        self._part += 1
+        carried = next((x for x in (*args, *kwargs.values()) if isinstance(x, Carried)), None)
+        self._first = 0 if carried is None else carried.n_sites
+        # Chunks of a part: the first pass over them is without gradients, as is an evaluation.
+        self._part += carried is None or (self._first == 0 and not torch.is_grad_enabled())
         self._calls.clear()
         self._tokens_BN = next(t for t in (*args, *kwargs.values()) if isinstance(t, Tensor))
 
     def _first_call(self, name: str) -> _Call:
         assert self._tokens_BN is not None
-        n_sites = self._tokens_BN.shape[1]
-        position_BN = torch.arange(n_sites, device=self._tokens_BN.device)
-        return _Call(name, _Sites(position_BN.expand(len(self._tokens_BN), -1), None))
+        return _Call(name, _Sites(sites_of(self._tokens_BN, self._first), None))
 
     def _pass_on(
         self, what: str, name: str, blamed: str, sites: _Sites
@@ -221,7 +226,7 @@ class Probe:
         positions = sites.position_BM[rows, places]
         position = int(positions.max() if last else positions.min())
         row = int(rows[positions == position].min())
-        return Spot(row, position, len(rows), tuple(self._tokens_BN[row].tolist()))
+        return Spot(row, position, len(rows), tuple(self._tokens_BN[row].tolist()), self._first)
 
 
 def _block_sites(module: nn.Module, args: Any) -> _Sites | None:

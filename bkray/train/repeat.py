@@ -12,7 +12,7 @@ from bkray.train.evaluate import evaluate
 from bkray.train.findings import Remembered
 from bkray.train.guard import Guard
 from bkray.train.probe import Fault, Probe
-from bkray.train.run import Run, take_step
+from bkray.train.run import Run, take_step, validation_at
 
 Tensors = set[tuple[str, str]]
 """Names of modules and of their tensors."""
@@ -39,7 +39,8 @@ def harmless(run: Run, tokens_WN: Tensor) -> Tensors:
 
     Nothing is harmless where the pass does not end well.
     """
-    tokens_BN = tokens_WN[: run.config.train.batch_size].to(run.device)
+    plan = run.config.train
+    tokens_BN = tokens_WN[: plan.batch_size, : plan.chunk].to(run.device)
     run.model.eval()
     with torch.random.fork_rng(), torch.no_grad(), run.autocast, Probe(run.model) as probe:
         logits_BNV = run.model(tokens_BN).logits_BNV
@@ -56,14 +57,15 @@ def repeat(run: Run, steps: Sequence[Remembered]) -> list[Repeated]:
 
 def probe_validation(run: Run) -> list[Fault]:
     """Score the validation windows again; return what was not finite."""
-    inputs_WN, targets_WN = run.validation
+    windows = validation_at(run)
     with Probe(run.model) as probe:
         evaluate(
             run.model,
-            inputs_WN,
-            targets_WN,
-            batch_size=run.config.train.batch_size,
+            windows.inputs_WN,
+            windows.targets_WN,
+            batch_size=windows.rows,
             autocast=run.autocast,
+            chunk=run.config.train.chunk,
             team=run.team,
         )
     return probe.faults

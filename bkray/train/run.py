@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from bkray.config import TrialConfig
 from bkray.data.batches import Batches
+from bkray.data.climb import Climb
 from bkray.data.vocabulary import Vocabulary
+from bkray.rungs import Rung, rung_at
 from bkray.train import checkpoint, measure
 from bkray.train.checkpoint import Progress, State
 from bkray.train.forensics import Memory
@@ -44,7 +46,8 @@ class Run:
     """The model, so that its gradients are averaged over the team."""
     blocks: Blocks
     optimizer: torch.optim.Optimizer
-    batches: Batches
+    batches: Batches | Climb
+    rungs: tuple[Rung, ...]
     validation: Part
     kinds: Sequence[str]
     """Of the validation windows, in turn; empty where they are all of one."""
@@ -60,6 +63,11 @@ class Run:
     load_LE: Tensor | None
     memory: Memory = field(default_factory=Memory)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def rung(self) -> Rung:
+        """Where the next step belongs to."""
+        return rung_at(self.rungs, self.progress.step + 1)
 
     @property
     def interventions_left(self) -> int:
@@ -87,17 +95,37 @@ def take_step(run: Run, step: int, guard: Guard) -> tuple[Step, float]:
     said = optimizer_step(
         run.trained,
         run.optimizer,
-        _parts(run),
+        _parts(run, step),
         run.config.model,
         load_LE=run.load_LE,
         clip_norm=run.config.optimizer.clip_norm,
         autocast=run.autocast,
         blocks=run.blocks,
         guard=guard,
+        chunk=run.config.train.chunk,
         team=run.team,
     )
     run.load_LE = said.load_LE
     return said, lr
+
+
+class Windows(NamedTuple):
+    """What is scored at a step, ``rows`` windows at a time."""
+
+    inputs_WN: Tensor
+    targets_WN: Tensor
+    rows: int
+
+
+def validation_at(run: Run, step: int | None = None) -> Windows:
+    """Return the validation windows at the length of ``step``, by default of the last one: the
+    same tokens at every length."""
+    inputs_WN, targets_WN = run.validation
+    if not run.config.ladder.rungs:
+        return Windows(inputs_WN, targets_WN, run.config.train.batch_size)
+    rung = rung_at(run.rungs, run.progress.step if step is None else step)
+    inputs_Wn, targets_Wn = (x_WN.reshape(-1, rung.n_seq) for x_WN in (inputs_WN, targets_WN))
+    return Windows(inputs_Wn, targets_Wn, rung.rows)
 
 
 def next_guard(run: Run) -> Guard:
@@ -112,10 +140,9 @@ def peak_memory_mib(run: Run) -> float:
     return max(run.team.gather(measure.peak_memory_mib(run.device)))
 
 
-def _parts(run: Run) -> list[Part]:
+def _parts(run: Run, step: int) -> list[Part]:
     inputs_BN, targets_BN = next(run.batches)
-    plan = run.config.train
-    rows = plan.batch_size // (plan.accumulation * run.split)
+    rows = rung_at(run.rungs, step).rows // run.split
     pairs = zip(torch.split(inputs_BN, rows), torch.split(targets_BN, rows), strict=True)
     own = run.team.share(rows)
     return [(inputs[own].to(run.device), targets[own].to(run.device)) for inputs, targets in pairs]

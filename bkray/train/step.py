@@ -5,6 +5,7 @@ Letters: B batch, N sites, V vocabulary, L layers with experts, E experts, K blo
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bkray.config import ModelConfig
 from bkray.nn.lm import Prediction
+from bkray.train.chunked import backward_in_chunks
 from bkray.train.guard import Guard
 from bkray.train.lengths import length_losses
 from bkray.train.team import ALONE, Team
@@ -49,29 +51,24 @@ def optimizer_step(
     autocast: torch.autocast,
     blocks: Blocks,
     guard: Guard,
+    chunk: int | None = None,
     team: Team = ALONE,
 ) -> Step:
     """Train on equal parts of one batch; return its numbers and the experts' new load.
 
     ``load_LE`` is the share of tokens that each expert had in the step before, ``None`` before the
     first one. Where a ``team`` trains together, ``model`` averages gradients over it and ``parts``
-    are this process's rows. An update that ``guard`` withholds changes neither parameters nor the
-    optimizer's state nor the load; buffers that a forward pass writes have changed by then.
+    are this process's rows; ``chunk`` sites of a row are held at once. An update that ``guard``
+    withholds changes neither parameters nor the optimizer's state nor the load; buffers that a
+    forward pass writes have changed by then.
     """
     optimizer.zero_grad(set_to_none=True)
-    numbers: Numbers = {}
-    count_LE: Tensor | None = None
-    for i, (inputs_BN, targets_BN) in enumerate(parts, start=1):
+    tally = _Tally(knobs, load_LE, sum(targets_BN.numel() for _, targets_BN in parts))
+    for i, part in enumerate(parts, start=1):
         with _average_gradients(model, i == len(parts)):
-            with autocast:
-                prediction: Prediction = model(inputs_BN)
-                said = losses(prediction, targets_BN, knobs, load_LE)
-            torch.autograd.backward(said.pop("total") / len(parts))
-        for name, value in said.items():
-            numbers[name] = numbers.get(name, 0) + value.detach() / len(parts)
-        count_LE = _add(count_LE, prediction)
+            _backward(model, part, tally, autocast, chunk)
     _give_every_parameter_a_gradient(model)
-    numbers = _mean_over_team(numbers, team)
+    numbers, count_LE = _mean_over_team(tally.numbers, team), tally.count_LE
     grad_norm, block_norms_K = blocks.gradient_norms()
     nn.utils.clip_grads_with_norm_(blocks.parameters, clip_norm, grad_norm)
     masked = guard.withholds(numbers["loss_nats"], grad_norm)
@@ -82,6 +79,46 @@ def optimizer_step(
         share_LE = _share(team.sum(count_LE), load_LE)
         load_LE = share_LE if load_LE is None else torch.where(masked, load_LE, share_LE)
     return Step(numbers, load_LE, block_norms_K)
+
+
+def _backward(
+    model: nn.Module, part: Part, tally: "_Tally", autocast: torch.autocast, chunk: int | None
+) -> None:
+    if chunk is None:
+        with autocast:
+            total = tally.score(model(part[0]), part[1])
+        torch.autograd.backward(total)
+    else:
+
+        def apart() -> AbstractContextManager[None]:
+            return _average_gradients(model, False)
+
+        backward_in_chunks(model, *part, chunk, tally.score, autocast=autocast, apart=apart)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Adds up what is said of the tokens of a step, part by part."""
+
+    knobs: ModelConfig
+    load_LE: Tensor | None
+    n_tokens: int
+    """Of all parts."""
+    numbers: Numbers = field(default_factory=dict)
+    """Means over the tokens."""
+    count_LE: Tensor | None = None
+
+    def score(self, prediction: Prediction, targets_BN: Tensor) -> Tensor:
+        """Count the tokens in; return their share of what is trained on."""
+        said = losses(prediction, targets_BN, self.knobs, self.load_LE)
+        share = targets_BN.numel() / self.n_tokens
+        total = said.pop("total") * share
+        for name, value in said.items():
+            self.numbers[name] = self.numbers.get(name, 0) + value.detach() * share
+        if prediction.routing:
+            routed_LE = torch.stack([r.count_E for r in prediction.routing]).to(torch.float32)
+            self.count_LE = routed_LE if self.count_LE is None else self.count_LE + routed_LE
+        return total
 
 
 def _mean_over_team(numbers: Numbers, team: Team) -> Numbers:
@@ -157,13 +194,6 @@ def balance(prediction: Prediction, load_LE: Tensor | None, n_tokens: int) -> Te
     if load_LE is None:
         load_LE = torch.full_like(probability_LE, 1 / n_experts)
     return (n_experts * (load_LE * probability_LE).sum(1)).mean()
-
-
-def _add(count_LE: Tensor | None, prediction: Prediction) -> Tensor | None:
-    if not prediction.routing:
-        return count_LE
-    routed_LE = torch.stack([r.count_E for r in prediction.routing]).to(torch.float32)
-    return routed_LE if count_LE is None else count_LE + routed_LE
 
 
 def _share(count_LE: Tensor, before_LE: Tensor | None) -> Tensor:

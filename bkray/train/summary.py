@@ -18,7 +18,7 @@ def measure_speed(trial: Run, vocab_size: int) -> dict[str, float]:
     config = trial.config
     n_kinds = max(1, len(trial.kinds))
     n_rows = max(n_kinds, config.train.batch_size // n_kinds * n_kinds)  # of each kind as many
-    tokens_BN = trial.validation[0][:n_rows].to(trial.device)
+    tokens_BN = trial.validation[0][:n_rows, : config.train.chunk].to(trial.device)
     rival = None
     if config.model.build is None:
         rival = dense_rival(config, vocab_size).to(tokens_BN.device)
@@ -78,6 +78,9 @@ def summary(trial: Run, measured: dict[str, float], peak_mib: float) -> dict[str
         "grad_norm_mean": progress.norms.mean if progress.norms.count else None,
         "grad_norm_std": progress.norms.std,
         "spike_count": spikes,
+        "schatten_s1": progress.metrics.get("stability/schatten_s1"),
+        "schatten_s2": progress.metrics.get("stability/schatten_s2"),
+        "condition_number": progress.metrics.get("stability/condition_number"),
         "ponder_cost": progress.metrics.get("act/ponder_cost"),
         "spikes_per_1000_steps": 1000 * spikes / steps if steps else None,
         "interventions": progress.interventions,

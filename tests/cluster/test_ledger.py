@@ -3,7 +3,7 @@
 import json
 import math
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from bkray.cluster.samplers import SAMPLERS
 from bkray.cluster.search import Proposal, Search
 from bkray.errors import ConfigError, ResumeError
 from bkray.overrides import Overrides
-from bkray.sweep import Arm, Preset, Sweep, Trial
+from bkray.sweep import Arm, Ended, Preset, Sweep, Trial, no_space
 
 
 def stepped(trial: Trial) -> Overrides:
@@ -138,6 +138,55 @@ def test_rivals_come_first_and_stay_outside_the_study(tmp_path: Path) -> None:
         (3, "", ""),
     ]
     assert len(study_of(tmp_path).trials) == 2
+
+
+def deeper_while_well(base: Overrides, ended: Sequence[Ended]) -> list[Arm]:
+    """One more layer than the deepest that went well, up to 4."""
+    depths = [one.overrides["model.n_layers"] for one in ended if one.outcome == "ok"]
+    deepest = max(depths)
+    if len(depths) < len(ended) or deepest == 4:
+        return []
+    assert ended[-1].values[0] is not None
+    return [Arm(name=f"dense-{deepest + 1}", overrides={"model.n_layers": deepest + 1})]
+
+
+def following(n_answered: int, tmp_path: Path, last: str = "ok") -> list[tuple[int, str]]:
+    """Tell the outcomes of so many proposals; return what was proposed after them."""
+    asked = search(
+        n_trials=0, space=no_space, rivals=two_depths, follow=deeper_while_well, objectives=(LOSS,)
+    )
+    for _ in range(n_answered):  # each by a ledger of its own: the last process ended
+        with opened(tmp_path, asked) as ledger:
+            proposal = ledger.ask()
+            assert proposal is not None
+            ledger.tell(proposal, [1.0], last if proposal.number == n_answered - 1 else "ok")
+    with opened(tmp_path, asked) as ledger:
+        return [(one.number, one.arm) for one in iter(ledger.ask, None)]
+
+
+@pytest.mark.parametrize(
+    ("n_answered", "rest"),
+    [
+        (0, [(0, "dense-1"), (1, "dense-2")]),
+        (1, [(1, "dense-2")]),
+        (2, [(2, "dense-3")]),
+        (3, [(3, "dense-4")]),
+        (4, []),
+    ],
+)
+def test_what_follows_waits_for_all_that_was_handed_out(
+    tmp_path: Path, n_answered: int, rest: list[tuple[int, str]]
+) -> None:
+    assert following(n_answered, tmp_path) == rest
+
+
+def test_nothing_follows_where_the_last_one_diverged(tmp_path: Path) -> None:
+    assert following(3, tmp_path, last="diverged") == []
+
+
+def test_a_sweep_with_a_space_has_nothing_that_follows() -> None:
+    with pytest.raises(ConfigError, match="leave one of them out"):
+        search(follow=deeper_while_well)
 
 
 def test_a_knob_that_does_nothing_in_a_rival_is_left_out_there(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "bk with one head": ("bk", {"model.n_heads": 1}),
     "attention with one head": ("attention", {"model.n_heads": 1}),
     "attention over threes": ("attention", {"model.mixer_scale": 3}),
+    "bk with a low rank": ("bk", {"model.semiseparable_rank": 3}),
     "bk over pairs": ("bk", {"model.mixer_scale": 2}),
     "linear recurrence over pairs": ("linear_recurrence", {"model.mixer_scale": 2}),
 }

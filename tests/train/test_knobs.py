@@ -41,11 +41,14 @@ SMALL = {
 BK = {"model.mixer": "bk", "model.n_heads": 4, "model.n_values": 2}
 ATTENTION = {"model.mixer": "attention", "model.n_heads": 2}
 EXPERTS = {"model.n_experts": 4}
+SCATTERING = {**BK, **EXPERTS, "model.router": "scattering"}
+MONITORED = {**BK, "train.monitor": "birman_schwinger"}
 ACT = {"model.depth": "act", "model.n_layers": 3}
 EXIT = {"model.depth": "exit"}
 SPARSE = {"model.sparsity": "learned"}
 LEARNED = {"model.length": "learned"}
 SPIKING = {"optimizer.lr": 3.0, "optimizer.warmup_steps": 0, "train.steps": 12}
+RECALL = {"data.corpus": "recall", "data.max_bytes": 4096}
 WORDS = {"data.tokenizer": "words", "data.vocab_size": 20}
 OWN = {
     "model.mixer": None,
@@ -123,6 +126,10 @@ def evaluated_steps(config: TrialConfig, folder: Path) -> Any:
     return [event.step for event in of(EvalDone, config)]
 
 
+def evaluated_numbers(config: TrialConfig, folder: Path) -> Any:
+    return sorted(of(EvalDone, config)[0].metrics)
+
+
 def layers_run(config: TrialConfig, folder: Path) -> Any:
     return of(EvalDone, config)[0].metrics["act/avg_layers_executed"]
 
@@ -156,6 +163,15 @@ def passes_per_step(config: TrialConfig, folder: Path) -> Any:
     trial.model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     window = train_window(trial)
     return rows[: len(rows) // len(window.loss_nats)]
+
+
+def sites_per_pass(config: TrialConfig, folder: Path) -> Any:
+    """Sites that the model sees at once in the first passes of training."""
+    trial = compose(config, prepare(config.data, config.model.n_seq), None)
+    sites: list[int] = []
+    trial.model.register_forward_pre_hook(lambda _, args: sites.append(args[0].shape[1]))
+    train_window(trial)
+    return sites[:4]
 
 
 def expected_length(config: TrialConfig, folder: Path) -> Any:
@@ -233,9 +249,13 @@ KNOBS = [
     Knob("model.n_heads", 2, n_params, BK),
     Knob("model.n_heads", 4, first_losses, ATTENTION),
     Knob("model.n_values", 3, n_params, BK),
+    Knob("model.semiseparable_rank", 2, n_params, BK),
     Knob("model.d_hidden", 32, n_params),
     Knob("model.dropout", 0.5, first_losses),
     Knob("model.n_experts", 2, n_params),
+    Knob("model.router", "scattering", n_params, {**BK, **EXPERTS}),
+    Knob("model.router_head", 2, first_losses, SCATTERING),
+    Knob("model.router_resonance", 0.0, first_losses, SCATTERING),
     Knob("model.top_k", 2, first_loss, EXPERTS),
     Knob("model.balance_weight", 10.0, last_losses, EXPERTS),
     Knob("model.act_threshold", 0.5, layers_run, ACT),
@@ -263,6 +283,7 @@ KNOBS = [
     Knob("data.tokenizer", "words", vocabulary),
     Knob("data.vocab_size", 30, vocabulary, WORDS),
     Knob("data.max_bytes", 2048, fingerprint),
+    Knob("data.recall_distance", 16, fingerprint, RECALL),
     Knob("optimizer.lr", 0.02, rates),
     Knob("optimizer.final_lr_fraction", 0.5, rates),
     Knob("optimizer.warmup_steps", 5, rates),
@@ -273,6 +294,7 @@ KNOBS = [
     Knob("train.steps", 9, steps_and_tokens),
     Knob("train.batch_size", 8, steps_and_tokens),
     Knob("train.accumulation", 2, passes_per_step),
+    Knob("train.chunk", 5, sites_per_pass),
     Knob("train.eval_every", 6, evaluated_steps),
     Knob("train.eval_windows", 8, validation_loss),
     Knob("train.checkpoint_every", 3, checkpoint_at_3),
@@ -284,6 +306,8 @@ KNOBS = [
     Knob("train.on_spike", "rewind", interventions, SPIKING),
     Knob("train.max_interventions", 1, interventions, {**SPIKING, "train.on_spike": "skip_step"}),
     Knob("train.max_interventions", 1, interventions, {**SPIKING, "train.on_spike": "rewind"}),
+    Knob("train.monitor", "birman_schwinger", evaluated_numbers, BK),
+    Knob("train.precision_upgrade", 1.5, last_losses, MONITORED),
     Knob("seed", 1, first_losses),
     Knob("threads", 2, threads),
     Knob("arm", "dense-2", arm),
@@ -342,7 +366,15 @@ def test_knobs_of_the_optimizer_leave_the_very_first_loss_alone(
 
 
 @pytest.mark.parametrize(
-    "path", ["train.accumulation", "train.eval_every", "train.eval_windows", "threads", "arm"]
+    "path",
+    [
+        "train.accumulation",
+        "train.chunk",
+        "train.eval_every",
+        "train.eval_windows",
+        "threads",
+        "arm",
+    ],
 )
 def test_knobs_of_bookkeeping_leave_the_training_alone(
     path: str, text: Path, tmp_path: Path

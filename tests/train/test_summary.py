@@ -65,6 +65,7 @@ def test_a_trial_without_a_step_knows_no_rates(text: Path) -> None:
         *("best_val_loss_nats", "best_val_ppl", "final_val_loss_nats", "speedup_estimate"),
         *("speedup_measured", "tokens_per_second", "grad_norm_mean", "grad_norm_std"),
         *("ponder_cost", "spikes_per_1000_steps", "avg_predicted_length"),
+        *("schatten_s1", "schatten_s2", "condition_number"),
     }
     assert said["steps"] == 0
 

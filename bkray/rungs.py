@@ -1,0 +1,57 @@
+"""The lengths that a trial trains at, one after another; most trials have one."""
+
+from typing import NamedTuple
+
+from bkray.config import TrialConfig
+
+
+class Rung(NamedTuple):
+    """Steps ``first_step`` to ``last_step``, each of ``batch_size`` rows of ``n_seq`` tokens."""
+
+    n_seq: int
+    batch_size: int
+    rows: int
+    """Rows that are computed at once, in training and evaluation."""
+    first_step: int
+    last_step: int
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.n_seq
+
+
+def rungs(config: TrialConfig) -> tuple[Rung, ...]:
+    """Return the rungs of a trial in their order; each gets an equal share of the steps."""
+    lengths, steps = config.ladder.rungs or (config.model.n_seq,), config.train.steps
+    return tuple(
+        Rung(
+            n_seq,
+            *rows_at(config, n_seq),
+            first_step=steps * i // len(lengths) + 1,
+            last_step=steps * (i + 1) // len(lengths),
+        )
+        for i, n_seq in enumerate(lengths)
+    )
+
+
+def rung_at(of_trial: tuple[Rung, ...], step: int) -> Rung:
+    """Return the rung that ``step``, counted from 1, belongs to; the last one behind the end."""
+    return next((rung for rung in of_trial if step <= rung.last_step), of_trial[-1])
+
+
+def rows_at(config: TrialConfig, n_seq: int) -> tuple[int, int]:
+    """Return the rows of a step at a length, and how many of them are computed at once.
+
+    ``train.batch_size`` is that of ``model.n_seq``. As many tokens as that holds at once, other
+    lengths hold at most: ``train.batch_size / train.accumulation`` rows, or chunks of them.
+    """
+    plan, longest = config.train, config.model.n_seq
+    batch_size = plan.batch_size * (1 if config.ladder.batch == "rows" else longest // n_seq)
+    fewest = plan.batch_size // plan.accumulation  # what a team of processes can share
+    held = fewest * min(longest, plan.chunk or longest)
+    fitting = [
+        n
+        for n in range(fewest, batch_size + 1, fewest)
+        if batch_size % n == 0 and n * min(n_seq, plan.chunk or n_seq) <= held
+    ]
+    return batch_size, fitting[-1]

@@ -1,0 +1,183 @@
+"""The length ladder: one model per length, or one that climbs, up to the longest stable length.
+
+Run it with ``bkray sweep ladder --preset small``; with lengths of your own by
+``ladder.lengths=128,512,2048``, with one model for all of them by ``ladder.mode=carry``, and with
+the learning rate searched at every length by ``ladder.lr_rule=search``.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import product
+
+from bkray.config import TrialConfig
+from bkray.errors import ConfigError
+from bkray.overrides import Overrides, acting, build
+from bkray.rungs import rows_at
+from bkray.sweep import Arm, Ended, Objective, Preset, Sweep
+
+LR_FACTORS = (1.0, 1 / 3, 3.0)
+"""Learning rates tried, as multiples of the given one."""
+
+NEAREST_RATIO = 2
+"""Neighbours of no larger ratio are near enough for the longest stable length."""
+
+
+def arms(base: Overrides) -> list[Arm]:
+    """Return what is trained first: every length, or the shortest one at every learning rate.
+
+    Raises:
+        ConfigError: no lengths are given.
+    """
+    config = build(acting(base))
+    lengths = config.ladder.rungs
+    if not lengths:
+        raise ConfigError("the ladder has no lengths: give ladder.lengths=128,512,2048")
+    if config.ladder.mode == "carry":
+        return [Arm(name="carry", overrides={})]
+    if config.ladder.lr_rule == "given":
+        return [rung(config, n, config.optimizer.lr) for n in lengths]
+    tried = lengths[:1] if config.ladder.lr_rule == "transfer" else lengths
+    rates = learning_rates(config)
+    return [rung(config, n, lr) for n, lr in product(tried, rates)]
+
+
+def follow(base: Overrides, ended: Sequence[Ended]) -> list[Arm]:
+    """Return what comes next: the other lengths at the learning rate that was best at the
+    shortest, lengths between the longest stable one and a diverging one, and other learning
+    rates at the longest stable length, which test the transfer."""
+    config = build(acting(base))
+    if config.ladder.mode == "carry":
+        return []
+    rates = learning_rates(config)
+    if config.ladder.lr_rule == "given":
+        rates = rates[:1]
+    if config.ladder.lr_rule == "transfer":
+        if (best := best_rate(ended, config.ladder.rungs[0])) is None:
+            return []  # no learning rate is stable at the shortest length
+        rates = [best]
+        if new := _new([rung(config, n, best) for n in config.ladder.rungs], ended):
+            return new
+    between = [rung(config, n, lr) for lr in rates for n in _between(config, ended, lr)]
+    if new := _new(between, ended):
+        return new
+    longest = max(_lengths(ended, rates[0], "ok"), default=None)
+    if config.ladder.lr_rule != "transfer" or longest is None:
+        return []
+    return _new([rung(config, longest, rates[0] * times) for times in LR_FACTORS], ended)
+
+
+def rung(config: TrialConfig, n_seq: int, lr: float) -> Arm:
+    """Return the arm that trains at one length; all of them score the same validation tokens."""
+    plan, longest = config.train, config.model.n_seq
+    batch_size, rows = rows_at(config, n_seq)
+    overrides = {
+        "model.n_seq": n_seq,
+        "ladder.lengths": str(n_seq),
+        "ladder.lr_rule": "given",
+        "train.batch_size": batch_size,
+        "train.accumulation": batch_size // rows,
+        "train.chunk": plan.chunk if plan.chunk is not None and plan.chunk < n_seq else None,
+        "train.eval_stretch": longest,
+        "train.eval_windows": plan.eval_windows * longest // n_seq,
+        "optimizer.lr": lr,
+    }
+    times = "" if config.ladder.lr_rule == "given" else f"-lr-{lr:.2g}"
+    return Arm(name=f"seq-{n_seq}{times}", overrides=overrides)
+
+
+def learning_rates(config: TrialConfig) -> list[float]:
+    """Return the learning rates that are tried where one is searched."""
+    return [config.optimizer.lr * factor for factor in LR_FACTORS]
+
+
+def best_rate(ended: Sequence[Ended], n_seq: int) -> float | None:
+    """Return the learning rate of least loss at a length; ``None`` where none is stable."""
+    stable = [
+        (loss, one.overrides["optimizer.lr"])
+        for one in ended
+        if one.overrides["model.n_seq"] == n_seq and one.outcome == "ok"
+        for loss in one.values
+        if loss is not None
+    ]
+    return min(stable)[1] if stable else None
+
+
+def _between(config: TrialConfig, ended: Sequence[Ended], lr: float) -> list[int]:
+    """Return the length to look at next, if there is one: about halfway on a log scale."""
+    diverged = min(_lengths(ended, lr, "diverged"), default=None)
+    if diverged is None:
+        return []
+    stable = max((n for n in _lengths(ended, lr, "ok") if n < diverged), default=None)
+    if stable is None or diverged <= NEAREST_RATIO * stable:
+        return []
+    longest = config.model.n_seq
+    inside = [n for n in range(stable + 1, diverged) if longest % n == 0]
+    middle = math.log(stable * diverged) / 2
+    return [min(inside, key=lambda n: abs(math.log(n) - middle))] if inside else []
+
+
+def _lengths(ended: Sequence[Ended], lr: float, outcome: str) -> list[int]:
+    return [
+        one.overrides["model.n_seq"]
+        for one in ended
+        if one.outcome == outcome and math.isclose(one.overrides["optimizer.lr"], lr)
+    ]
+
+
+def _new(wanted: Sequence[Arm], ended: Sequence[Ended]) -> list[Arm]:
+    names = {one.name for one in ended}
+    return [arm for arm in wanted if arm.name not in names]
+
+
+LENGTHS = "128,512,2048,8192,32768,131072"
+
+SWEEP = Sweep(
+    name="ladder",
+    overview="sequence lengths from 128 to 131,072 tokens, and the longest one that is stable",
+    base={"ladder.lengths": LENGTHS, "train.batch_size": 1, "train.chunk": 4096},
+    rivals=arms,
+    follow=follow,
+    objectives=(Objective(column="final_val_loss_nats", direction="minimize"),),
+    presets={
+        "smoke": Preset(
+            trials=0,
+            overrides={
+                "ladder.lengths": "32,64,256",
+                "model.n_layers": 1,
+                "model.d_model": 16,
+                "model.n_heads": 4,
+                "model.n_values": 2,
+                "train.chunk": 64,
+                "train.steps": 8,
+                "train.eval_every": 8,
+                "train.checkpoint_every": 8,
+                "train.eval_windows": 2,
+                "data.max_bytes": 200_000,
+            },
+        ),
+        "small": Preset(
+            trials=0,
+            overrides={
+                "model.n_layers": 2,
+                "model.d_model": 32,
+                "model.n_heads": 8,
+                "model.n_values": 4,
+                "train.steps": 30,
+                "train.eval_every": 30,
+                "train.checkpoint_every": 30,
+                "train.eval_windows": 1,
+                "optimizer.warmup_steps": 5,
+            },
+        ),
+        "full": Preset(
+            trials=0,
+            overrides={
+                "ladder.lr_rule": "transfer",
+                "train.steps": 2000,
+                "train.eval_every": 500,
+                "train.checkpoint_every": 500,
+                "train.eval_windows": 2,
+            },
+        ),
+    },
+)

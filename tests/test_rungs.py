@@ -1,0 +1,69 @@
+"""Lengths of a ladder: how many rows of each, how many at once, and which steps."""
+
+from typing import Any
+
+import pytest
+
+from bkray.config import TrialConfig
+from bkray.errors import ConfigError
+from bkray.overrides import build
+from bkray.rungs import rung_at, rungs
+
+CARRY = {"ladder.lengths": "128,512,2048", "ladder.mode": "carry", "train.batch_size": 2}
+
+
+def config(**knobs: Any) -> TrialConfig:
+    return build({**CARRY, **knobs})
+
+
+def test_a_trial_without_a_ladder_has_one_rung() -> None:
+    (rung,) = rungs(build({"train.batch_size": 12, "train.accumulation": 3}))
+    assert rung == (128, 12, 4, 1, 400)
+
+
+def test_every_rung_takes_equal_tokens_and_an_equal_share_of_the_steps() -> None:
+    found = rungs(config(**{"train.steps": 10}))
+    assert [rung.n_seq for rung in found] == [128, 512, 2048]
+    assert {rung.tokens_per_step for rung in found} == {4096}
+    assert [(rung.first_step, rung.last_step) for rung in found] == [(1, 3), (4, 6), (7, 10)]
+    assert [rung_at(found, step).n_seq for step in (1, 3, 4, 10, 11)] == [
+        128, 128, 512, 2048, 2048,
+    ]  # fmt: skip
+
+
+def test_rows_in_common_are_rows() -> None:
+    assert {rung.batch_size for rung in rungs(config(**{"ladder.batch": "rows"}))} == {2}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("chunk", [None, 64, 256, 1024])
+def test_no_rung_holds_more_than_the_longest(accumulation: int, chunk: int | None) -> None:
+    found = rungs(config(**{"train.accumulation": accumulation, "train.chunk": chunk}))
+    held = [rung.rows * min(rung.n_seq, chunk or rung.n_seq) for rung in found]
+    assert max(held) == held[-1]
+    assert all(2 * tokens > held[-1] for tokens in held)
+    assert all(rung.batch_size % rung.rows == 0 for rung in found)
+
+
+def test_the_longest_length_is_that_of_the_model() -> None:
+    assert config().model.n_seq == 2048
+    assert build({"ladder.lengths": 512}).ladder.rungs == (512,)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        ({"ladder.lengths": "512,128"}, "must grow"),
+        ({"ladder.lengths": "1,128"}, "from at least 2"),
+        ({"ladder.lengths": "100,128"}, "a divisor"),
+        ({"ladder.lengths": "128,512", "model.n_seq": 1024}, "up to model.n_seq=1024"),
+        ({"ladder.lengths": "128,x"}, "ladder.lengths"),
+        ({"ladder.lengths": "64,128", "train.steps": 1}, "train.steps must be at least 2"),
+        ({"ladder.mode": "carry"}, "ladder.mode does nothing without ladder.lengths"),
+        ({"train.eval_stretch": 100}, "multiple of model.n_seq=128"),
+        ({"train.eval_stretch": 256, "train.eval_windows": 3}, "whole stretches"),
+    ],
+)
+def test_a_ladder_that_cannot_be_is_refused(knobs: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        build(knobs)
