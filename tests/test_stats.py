@@ -1,4 +1,5 @@
-"""The bootstrap of a mean: known values, an independent enumeration, and what must not matter."""
+"""The bootstrap of a mean and the sign-flip test: known values, an independent enumeration, and
+what must not matter."""
 
 import itertools
 import math
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from bkray.errors import ConfigError
-from bkray.stats import Interval, bootstrap_interval
+from bkray.stats import Interval, bootstrap_interval, sign_flip_p
 
 SAMPLES = [
     [1.0, 2.0],
@@ -118,3 +119,30 @@ def test_no_value_and_no_number_are_refused(values: list[float]) -> None:
 def test_a_level_out_of_range_is_refused(level: float) -> None:
     with pytest.raises(ConfigError, match="level must be between 0 and 1"):
         bootstrap_interval([1.0, 2.0], level)
+
+
+@pytest.mark.parametrize("values", [*SAMPLES[3:6], [1.0, -2.0, 3.0], [0.0, 0.0]])
+def test_the_sign_flip_test_counts_means_as_far_from_zero(values: list[float]) -> None:
+    flipped = [
+        abs(math.fsum(sign * value for sign, value in zip(signs, values, strict=True)))
+        for signs in itertools.product((-1, 1), repeat=len(values))
+    ]
+    as_far = sum(one >= abs(math.fsum(values)) - 1e-9 for one in flipped)
+    assert sign_flip_p(values) == as_far / len(flipped)
+
+
+def test_all_of_one_sign_is_the_least_that_can_be_said() -> None:
+    assert [sign_flip_p([0.1] * n) for n in (1, 2, 6, 16)] == [2 / 2**n for n in (1, 2, 6, 16)]
+    assert 0 < sign_flip_p([0.1] * 30) < 0.001
+
+
+def test_the_sign_flip_test_rarely_sees_what_is_not_there() -> None:
+    draws = np.random.default_rng(0).normal(size=(400, 8))
+    found = sum(sign_flip_p(list(map(float, row))) <= 0.05 for row in draws)
+    assert 8 <= found <= 32  # 20 are to be expected
+
+
+@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf]])
+def test_differences_must_be_numbers(values: list[float]) -> None:
+    with pytest.raises(ConfigError, match="at least one difference"):
+        sign_flip_p(values)

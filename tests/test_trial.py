@@ -31,6 +31,12 @@ from bkray.report.tables import COLUMNS
 from bkray.train import checkpoint
 from bkray.trial import compose, evaluate_checkpoint, identify, run, warm_up
 
+ELSEWHERE = {
+    *("advice", "interventions", "avg_predicted_length"),
+    *("schatten_s1", "schatten_s2", "condition_number"),
+}
+"""What a summary holds beside that."""
+
 
 @pytest.fixture(scope="module")
 def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
@@ -75,10 +81,11 @@ def test_the_summary_is_the_columns_that_a_trial_can_know_and_advice_for_people(
     finished: tuple[Path, list[Event]],
 ) -> None:
     said = finished[1][-1].summary  # type: ignore[union-attr]
-    assert set(said) == KNOWN | {"advice", "interventions", "avg_predicted_length"}
+    assert set(said) == KNOWN | ELSEWHERE
     assert set(COLUMNS) >= KNOWN
     assert all(said[name] is not None for name in KNOWN)
     assert said["avg_predicted_length"] is None, "its length is fixed"
+    assert said["schatten_s1"] is said["schatten_s2"] is said["condition_number"] is None
 
 
 def test_the_summary_says_what_the_events_said(finished: tuple[Path, list[Event]]) -> None:
@@ -193,7 +200,7 @@ def assert_told_as_diverged(events: list[Event], reason: str, step: int | None =
     assert not of(Measured, events)
     for name, value in ended.summary.items():
         assert value is None or not isinstance(value, float) or math.isfinite(value), name
-    assert set(ended.summary) == KNOWN | {"advice", "interventions", "avg_predicted_length"}
+    assert set(ended.summary) == KNOWN | ELSEWHERE
     list(rows(ended))
 
 

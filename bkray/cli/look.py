@@ -1,4 +1,4 @@
-"""The verbs that look at what ran: ``show``, ``report``, ``eval``, ``ui``."""
+"""The verbs that look at what ran: ``show``, ``report``, ``ui``."""
 
 import dataclasses
 import socket
@@ -23,11 +23,13 @@ def show(folder: Path, as_json: AsJson = False) -> int:
     interval, n and n_diverged, and "pareto_front": the trials on the front,
     with several seeds those of each configuration whose means are on it;
     "products" are the pairs of an ablation beside the product of their
-    parts, "products_missing" the trials that these lack.
+    parts, "products_missing" the trials that these lack; "ladder" is a
+    length ladder as in its long_context_results.json, else null.
     """
     from bkray.report import configurations, products, ranking, tables
+    from bkray.report.ladder import ladder, plain
 
-    rows = tables.collect(folder)
+    rows, climbed = tables.collect(folder), ladder(folder)
     objectives = tables.objectives(folder)
     if as_json:
         found = configurations.configurations(rows, objectives)
@@ -38,17 +40,19 @@ def show(folder: Path, as_json: AsJson = False) -> int:
                 "pareto_front": configurations.front_trials(found, objectives),
                 "products": [dataclasses.asdict(one) for one in products.products(rows)],
                 "products_missing": products.missing(rows),
+                "ladder": climbed and plain(climbed),
             }
         )
     else:
-        print_tables(rows, objectives)
+        print_tables(rows, objectives, climbed)
     return 0
 
 
 def report(folder: Path, as_json: AsJson = False) -> int:
     """Write one offline HTML page, PNGs and a CSV of a running or finished sweep, into its folder.
 
-    --json prints the paths: "html", "csv", "parquet", and "figures" as a list.
+    --json prints the paths: "html", "csv", "parquet", "figures" as a list, and
+    "results", the long_context_results.json of a length ladder, else null.
     """
     from bkray.report.render import write_report
 
@@ -56,28 +60,9 @@ def report(folder: Path, as_json: AsJson = False) -> int:
     if as_json:
         print_json(dataclasses.asdict(written))
     else:
-        print(f"{written.html}\n{written.csv}\n{written.parquet}")
+        paths = (written.html, written.csv, written.parquet, written.results)
+        print(*filter(None, paths), sep="\n")
         print(f"{folder / 'figures'}: {', '.join(path.name for path in written.figures)}")
-    return 0
-
-
-def evaluate(
-    folder: Annotated[Path, typer.Argument(metavar="TRIAL_DIR")],
-    split: Annotated[str, typer.Option(help="valid or test.")] = "valid",
-    as_json: AsJson = False,
-) -> int:
-    """Score a trial's checkpoint on the whole of a split."""
-    from bkray.trial import evaluate_checkpoint
-
-    if split not in ("valid", "test"):
-        raise ConfigError(f"--split must be valid or test, got {split!r}")
-    step, score = evaluate_checkpoint(folder, split)
-    if as_json:
-        print_json({"split": split, "step": step, "loss_nats": score.loss_nats, **score.metrics})
-    else:
-        print(f"{split}: {score.loss_nats:.4f} nats/token at step {step}")
-        for metric, value in score.metrics.items():
-            print(f"  {metric} {value:.4f}")
     return 0
 
 

@@ -137,7 +137,8 @@ def run(value: Sweep, options: "SweepOptions", as_json: bool, *, resume: bool = 
         ended = run_sweep(value, options, views, resume=resume)
         with room_in(ended.folder):
             written = write_report(ended.folder)
-        shown.attach([written.html, *written.figures])
+        results = [written.results] if written.results is not None else []
+        shown.attach([written.html, *results, *written.figures])
     finally:
         for view in views:
             view.close()
@@ -198,6 +199,7 @@ def _tell(ended: "SweepOutcome", as_json: bool) -> list[str]:
     """Print what came out; return the ids of the trials on the Pareto front."""
     from bkray.report import tables
     from bkray.report.configurations import configurations, front_trials
+    from bkray.report.ladder import ladder
 
     folder = ended.folder
     rows, objectives = tables.collect(folder), tables.objectives(folder)
@@ -206,7 +208,7 @@ def _tell(ended: "SweepOutcome", as_json: bool) -> list[str]:
         counts = {"folder": str(folder), "outcomes": dict(ended.outcomes)}
         print_json({**counts, "n_reused": ended.n_reused, "pareto_front": front})
     else:
-        print_tables(rows, objectives)
+        print_tables(rows, objectives, ladder(folder))
         print(
             f"\nReport: {folder}/report.html, and trials.parquet; again with: bkray show {folder}"
         )

@@ -12,6 +12,7 @@ from bkray.atomic import jsonable
 from bkray.sweep import Objective
 
 if TYPE_CHECKING:
+    from bkray.report.ladder import Ladder
     from bkray.report.tables import Row
 
 USER_ERROR, NO_SUCCESS, BUDGET_REACHED, INTERRUPTED = 2, 3, 4, 130
@@ -36,13 +37,15 @@ def where_to_look(uri: str, runs: Path, path: str | None) -> str:
     )
 
 
-def print_tables(rows: "list[Row]", objectives: Sequence[Objective]) -> None:
+def print_tables(
+    rows: "list[Row]", objectives: Sequence[Objective], ladder: "Ladder | None"
+) -> None:
     from rich.console import Console
 
     from bkray.report.terminal import render, render_text
 
     console = Console()
     if console.is_terminal:
-        console.print(render(rows, objectives))
+        console.print(render(rows, objectives, ladder))
     else:
-        print(render_text(rows, objectives))
+        print(render_text(rows, objectives, ladder))

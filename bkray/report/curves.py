@@ -7,12 +7,10 @@ import altair as alt
 
 from bkray.report.history import N_BEST, POINTS, Curve, History
 from bkray.report.ranking import kind, label
-from bkray.report.vega import KINDS, RED, Figure, chart, figure, tooltip
+from bkray.report.vega import KINDS, NAMED, RED, Figure, chart, figure, tooltip
 
 Which = Literal["training", "validation"]
 
-_NAMED = ("#3b7ddd", "#e0812f", "#3d9a6c", "#a04fb8", "#c99a2e", "#2aa6b5", "#b0577f", "#8a6d4b")
-"""Colours of trials that are few enough to be told apart."""
 _PLACES = ("other", "diverged", "strong")
 """From the bottom to the top."""
 
@@ -70,7 +68,7 @@ def _curves(base: alt.Chart, data: Sequence[dict[str, Any]], which: Which) -> al
 
 
 def _data(drawn: Drawn, high: float) -> list[dict[str, Any]]:
-    few = sum(history.place != "diverged" for history, _ in drawn) <= len(_NAMED)
+    few = sum(history.place != "diverged" for history, _ in drawn) <= len(NAMED)
     return [
         {
             "rank": history.rank,
@@ -96,7 +94,7 @@ def _group(history: History, few: bool) -> str:
 def _colours(data: Sequence[dict[str, Any]]) -> alt.Color:
     groups = dict.fromkeys(row["group"] for row in sorted(data, key=lambda row: row["rank"]))
     names = [name for name in groups if name != "diverged"]
-    known = {**dict(zip(names, _NAMED, strict=False)), **KINDS, "diverged": RED}
+    known = {**dict(zip(names, NAMED, strict=False)), **KINDS, "diverged": RED}
     domain = [*names, *(["diverged"] if "diverged" in groups else [])]
     scale = alt.Scale(domain=domain, range=[known[name] for name in domain])
     legend = alt.Legend(columns=2 if len(domain) > len(KINDS) + 1 else 0, symbolType="stroke")

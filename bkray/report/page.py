@@ -11,8 +11,10 @@ from urllib.parse import quote
 from bkray.columns import COLUMNS
 from bkray.config import DataConfig
 from bkray.events import OUTCOMES
-from bkray.report import products
+from bkray.report import ladder_words, products
 from bkray.report.configurations import Configuration, front_trials
+from bkray.report.ladder import FILE, Ladder
+from bkray.report.ladder_plots import PREFIX
 from bkray.report.markup import Column, facts, json_in_script, script_in_script, table
 from bkray.report.ranking import front_verdict, kind, label, leaderboard
 from bkray.report.tables import Row
@@ -32,6 +34,7 @@ def page(
     objectives: Sequence[Objective],
     found: Sequence[Configuration],
     figures: Sequence[Figure],
+    ladder: Ladder | None = None,
 ) -> str:
     """Return the whole page.
 
@@ -40,22 +43,7 @@ def page(
         rows: those of ``trials.parquet``.
         found: the configurations of the rows, best first.
     """
-    several = any(len(one.rows) > 1 for one in found)
-    outcomes = [figure for figure in figures if figure.name == "outcomes"]
-    others = [figure for figure in figures if figure.name != "outcomes"]
-    parts = [
-        _header(record, rows),
-        _verdict(rows, objectives, found if several else ()),
-        _configurations(found, objectives) if several else "",
-        f"<h2>Leaderboard</h2>\n{_leaderboard(rows, objectives, found)}",
-        _combined(rows),
-        "<h2>Figures</h2>" if others else "",
-        *map(_figure, others),
-        "<h2>Outcomes</h2>",
-        *map(_figure, outcomes),
-        _reasons(rows),
-        _files(figures),
-    ]
+    body = _body(record, rows, objectives, found, figures, ladder)
     content = {
         "specs": {figure.name: figure.spec for figure in figures},
         "light": theme(dark=False),
@@ -64,11 +52,40 @@ def page(
     return Template(_asset("page.html")).substitute(
         title=escape(f"{record['name']} - bkray report"),
         style=_asset("page.css"),
-        body="<main>\n" + "\n".join(parts) + "\n</main>",
+        body=f"<main>\n{body}\n</main>",
         figures=json_in_script(content),
         vega=script_in_script(javascript()),
         script=_asset("page.js"),
     )
+
+
+def _body(
+    record: Mapping[str, Any],
+    rows: Sequence[Row],
+    objectives: Sequence[Objective],
+    found: Sequence[Configuration],
+    figures: Sequence[Figure],
+    ladder: Ladder | None,
+) -> str:
+    several = any(len(one.rows) > 1 for one in found)
+    outcomes = [figure for figure in figures if figure.name == "outcomes"]
+    climbed = [figure for figure in figures if figure.name.startswith(PREFIX)]
+    others = [figure for figure in figures if figure not in (*outcomes, *climbed)]
+    parts = [
+        _header(record, rows),
+        _verdict(rows, objectives, found if several else ()),
+        _configurations(found, objectives) if several else "",
+        _ladder(ladder, climbed),
+        f"<h2>Leaderboard</h2>\n{_leaderboard(rows, objectives, found)}",
+        _combined(rows),
+        "<h2>Figures</h2>" if others else "",
+        *map(_figure, others),
+        "<h2>Outcomes</h2>",
+        *map(_figure, outcomes),
+        _reasons(rows),
+        _files(figures, ladder),
+    ]
+    return "\n".join(parts)
 
 
 def _header(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
@@ -176,6 +193,16 @@ def _combined(rows: Sequence[Row]) -> str:
     return f"<h2>Combined speed</h2>\n{note}\n{table('combined', columns)}"
 
 
+def _ladder(known: Ladder | None, figures: Sequence[Figure]) -> str:
+    if known is None:
+        return ""
+    found = ladder_words.columns(known).items()
+    columns = [Column(name=name, values=values) for name, values in found]
+    said = "".join(f"<li>{escape(words)}</li>" for words in ladder_words.sentences(known))
+    parts = ["<h2>Length ladder</h2>", table("ladder", columns), f"<ul>{said}</ul>"]
+    return "\n".join([*parts, *map(_figure, figures)])
+
+
 def _figure(figure: Figure) -> str:
     name, title = escape(figure.name), escape(figure.title)
     height = figure.spec["height"] + 60  # room for axes and legend, so that nothing jumps
@@ -200,8 +227,9 @@ def _reasons(rows: Sequence[Row]) -> str:
     return table("reasons", columns)
 
 
-def _files(figures: Iterable[Figure]) -> str:
-    paths = ["trials.parquet", "trials.csv", *(f"figures/{one.name}.png" for one in figures)]
+def _files(figures: Iterable[Figure], ladder: Ladder | None) -> str:
+    paths = ["trials.parquet", "trials.csv", *([FILE] if ladder is not None else [])]
+    paths += [f"figures/{one.name}.png" for one in figures]
     links = (f'<a href="{quote(path)}">{escape(path)}</a>' for path in paths)
     return f'<h2>Files</h2>\n<p class="soft">Beside this page: {", ".join(links)}</p>'
 

@@ -11,6 +11,8 @@ from bkray import atomic
 from bkray.report import tables
 from bkray.report.configurations import configurations
 from bkray.report.history import read_histories
+from bkray.report.ladder import ladder, write_results
+from bkray.report.ladder_plots import ladder_figures
 from bkray.report.page import page
 from bkray.report.plots import figures
 from bkray.report.vega import png
@@ -18,16 +20,21 @@ from bkray.report.vega import png
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The files of a report, ``trials.parquet`` among them; ``figures`` are PNGs."""
+    """The files of a report, ``trials.parquet`` among them; ``figures`` are PNGs.
+
+    ``results`` is the ``long_context_results.json`` of a length ladder.
+    """
 
     html: Path
     csv: Path
     parquet: Path
     figures: tuple[Path, ...]
+    results: Path | None
 
 
 def write_report(sweep_dir: Path) -> Report:
-    """Write ``report.html``, ``trials.csv``, ``figures/*.png`` and ``trials.parquet`` anew.
+    """Write ``report.html``, ``trials.csv``, ``figures/*.png`` and ``trials.parquet`` anew, of a
+    length ladder also ``long_context_results.json``.
 
     Each appears whole or not at all. All show the rows of that ``trials.parquet``, also while the
     sweep goes on.
@@ -38,13 +45,15 @@ def write_report(sweep_dir: Path) -> Report:
     parquet = tables.write_trials_parquet(sweep_dir)
     table = pq.read_table(parquet)
     rows, objectives = table.to_pylist(), tables.objectives(sweep_dir)
-    found = configurations(rows, objectives)
-    drawn = figures(found, read_histories(sweep_dir, rows, objectives), objectives)
+    found, climbed = configurations(rows, objectives), ladder(sweep_dir)
+    histories = read_histories(sweep_dir, rows, objectives)
+    drawn = [*figures(found, histories, objectives), *ladder_figures(climbed)]
     report = Report(
         html=sweep_dir / "report.html",
         csv=sweep_dir / "trials.csv",
         parquet=parquet,
         figures=tuple(sweep_dir / "figures" / f"{figure.name}.png" for figure in drawn),
+        results=None if climbed is None else write_results(sweep_dir, climbed),
     )
     (sweep_dir / "figures").mkdir(exist_ok=True)
     for figure, path in zip(drawn, report.figures, strict=True):
@@ -53,5 +62,5 @@ def write_report(sweep_dir: Path) -> Report:
     with atomic.replace(report.csv) as temporary:
         csv.write_csv(table, temporary)
     record = json.loads((sweep_dir / "sweep.json").read_text(encoding="utf-8"))
-    atomic.write_text(report.html, page(record, rows, objectives, found, drawn))
+    atomic.write_text(report.html, page(record, rows, objectives, found, drawn, climbed))
     return report

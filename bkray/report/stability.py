@@ -39,15 +39,17 @@ def write_stability(trial_folder: Path) -> list[Path]:
     steps = table.filter(pc.field("kind") == "steps")
     if not steps.num_rows:
         return []
-    seq_len = _seq_len(trial_folder)
     diverged_step = _diverged_step(trial_folder, steps)
+    by_length = _by_length(table, trial_folder)
     folder = trial_folder / "stability"
     folder.mkdir(exist_ok=True)
-    norms = _gradient_norms(steps, seq_len)
+    norms = {n: _gradient_norms(part) for n, part in by_length.items()}
     said = {
         "spikes.json": _spikes(table),
-        "gradient_norms.json": {str(seq_len): norms},
-        "summary.json": {str(seq_len): _summary(table, norms, diverged_step)},
+        "gradient_norms.json": norms,
+        "summary.json": {
+            n: _summary(part, norms[n], diverged_step) for n, part in by_length.items()
+        },
     }
     for name, value in said.items():
         atomic.write_json(folder / name, value)
@@ -133,14 +135,30 @@ def _spikes(table: pa.Table) -> dict[str, Any]:
     }
 
 
-def _gradient_norms(steps: pa.Table, seq_len: int) -> dict[str, Any]:
+def _by_length(table: pa.Table, trial_folder: Path) -> dict[str, pa.Table]:
+    """Return the rows of each sequence length that has steps; a ladder has several."""
+    config = _json(trial_folder / "config.json")["config"]
+    lengths = str(config.get("ladder.lengths") or config.get("model.n_seq", 0)).split(",")
+    found: dict[str, pa.Table] = {}
+    first = 0.0
+    for n in lengths:
+        end = table.filter(pc.field("name") == f"seq{n}/diverged")["step"].to_pylist()
+        last = end[-1] if end and n != lengths[-1] else math.inf
+        part = table.filter((pc.field("step") > first) & (pc.field("step") <= last))
+        if "steps" in part["kind"].to_pylist():
+            found[n] = part
+        first = last
+    return found
+
+
+def _gradient_norms(table: pa.Table) -> dict[str, Any]:
     tracker = GradientNormTracker()
-    norms = _trace(steps, _NORM).values
+    norms = _trace(table.filter(pc.field("kind") == "steps"), _NORM).values
     for norm in norms:
-        tracker.add_norm(seq_len, math.nan if norm is None else norm)
-    n_nonfinite = tracker.nonfinite_count(seq_len)
+        tracker.add_norm(0, math.nan if norm is None else norm)
+    n_nonfinite = tracker.nonfinite_count(0)
     counts = {"n": len(norms) - n_nonfinite, "n_nonfinite": n_nonfinite}
-    return {**tracker.get_statistics(seq_len), **counts}
+    return {**tracker.get_statistics(0), **counts}
 
 
 def _summary(table: pa.Table, norms: dict[str, Any], diverged_step: int | None) -> dict[str, Any]:
@@ -160,7 +178,7 @@ def _summary(table: pa.Table, norms: dict[str, Any], diverged_step: int | None) 
         "spike_count": spikes.num_rows,
         "nan_seen": broken or norms["n_nonfinite"] > 0,
         "peak_memory_mib": max((peak for peak in peaks if peak is not None), default=None),
-        "diverged_step": diverged_step,
+        "diverged_step": diverged_step if diverged_step in table["step"].to_pylist() else None,
     }
 
 
@@ -183,11 +201,6 @@ def _diverged_step(trial_folder: Path, steps: pa.Table) -> int | None:
 
 def _pairs(trace: Trace) -> Sequence[tuple[int, float | None]]:
     return list(zip(trace.steps, trace.values, strict=True))
-
-
-def _seq_len(trial_folder: Path) -> int:
-    """Return the tokens of a sequence, 0 where the config does not say."""
-    return int(_json(trial_folder / "config.json")["config"].get("model.n_seq", 0))
 
 
 def _words(trial_folder: Path) -> str:

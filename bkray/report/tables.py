@@ -20,6 +20,7 @@ from bkray.columns import COLUMNS as COLUMNS
 from bkray.columns import COUNTS, TEXTS
 from bkray.config import TrialConfig
 from bkray.errors import ConfigError
+from bkray.report.rung_rows import degradations, rungs
 from bkray.sweep import Objective
 
 Row = dict[str, Any]
@@ -45,6 +46,10 @@ def collect(sweep_dir: Path) -> list[Row]:
     rows = [_row(config, _outcome(folder, config["attempt"]), swept) for config, folder in trials]
     for row in rows:
         row.update(_relative_to_dense(row, _full_dense(rows, arms, row["seed"])))
+    ratio = degradations(rungs(sweep_dir))
+    for row in rows:
+        if row["outcome"] == "ok":
+            row["perplexity_degradation"] = ratio.get((row["trial_id"], row["seq_len"]))
     return rows
 
 

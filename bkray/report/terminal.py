@@ -11,8 +11,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from bkray.report import products
+from bkray.report import ladder_words, products
 from bkray.report.configurations import Configuration, configurations, front
+from bkray.report.ladder import Ladder
 from bkray.report.ranking import brief, front_verdict, kind, label, leaderboard, pareto_front
 from bkray.report.tables import Row
 from bkray.stats import Interval
@@ -31,6 +32,7 @@ _REASONS = 20
 """Reasons shown; the report and trials.parquet have all."""
 
 _COMBINED = "Combined speed"
+_LADDER = "Length ladder"
 
 Cells = list[list[str]]
 """Lines of a table, its headings first."""
@@ -47,31 +49,41 @@ class _Shown(NamedTuple):
     """A line per trial that did not end well and says why; empty where there is none."""
 
 
-def render(rows: Sequence[Row], objectives: Sequence[Objective]) -> Group:
-    """Return leaderboard, front, combined speed and verdict for a terminal."""
+def render(
+    rows: Sequence[Row], objectives: Sequence[Objective], ladder: Ladder | None = None
+) -> Group:
+    """Return leaderboard, front, combined speed, ladder and verdict for a terminal."""
     shown = _shown(rows, objectives)
-    tables = [
-        _rich_table("Leaderboard", shown.leaderboard),
-        _rich_table("Pareto front", shown.front),
-        *([_rich_table(_COMBINED, shown.combined)] if shown.combined else []),
-    ]
-    words = (shown.combined_words, shown.verdict, shown.reasons)
+    tables = [_rich_table(title, cells) for title, cells in _tables(shown, ladder).items()]
+    words = (shown.combined_words, _ladder_said(ladder), shown.verdict, shown.reasons)
     said = [Text(sentence) for sentence in words if sentence]
     return Group(*tables, *said)
 
 
-def render_text(rows: Sequence[Row], objectives: Sequence[Objective]) -> str:
-    """Return leaderboard, front, combined speed and verdict as plain lines of any width."""
+def render_text(
+    rows: Sequence[Row], objectives: Sequence[Objective], ladder: Ladder | None = None
+) -> str:
+    """Return leaderboard, front, combined speed, ladder and verdict as plain lines of any
+    width."""
     shown = _shown(rows, objectives)
     parts = [
-        _plain_table("Leaderboard", shown.leaderboard),
-        _plain_table("Pareto front", shown.front),
-        _plain_table(_COMBINED, shown.combined) if shown.combined else "",
+        *(_plain_table(title, cells) for title, cells in _tables(shown, ladder).items()),
         shown.combined_words,
+        _ladder_said(ladder),
         shown.verdict,
         shown.reasons,
     ]
     return "\n\n".join(filter(None, parts))
+
+
+def _tables(shown: _Shown, ladder: Ladder | None) -> dict[str, Cells]:
+    tables = {"Leaderboard": shown.leaderboard, "Pareto front": shown.front}
+    tables |= {_COMBINED: shown.combined} if shown.combined else {}
+    return tables | ({_LADDER: ladder_words.cells(ladder)} if ladder is not None else {})
+
+
+def _ladder_said(ladder: Ladder | None) -> str:
+    return "\n".join(ladder_words.sentences(ladder)) if ladder is not None else ""
 
 
 def _shown(rows: Sequence[Row], objectives: Sequence[Objective]) -> _Shown:

@@ -15,6 +15,8 @@ WIDTH = 720
 RED, GREY = "#d64550", "#7b8794"
 KINDS = {"ACT": "#3b7ddd", "length": "#2f9e8f", "dense": "#e0812f", "other": GREY}
 """Colour by ``ranking.kind``; all colours hold on white and on black."""
+NAMED = ("#3b7ddd", "#e0812f", "#3d9a6c", "#a04fb8", "#c99a2e", "#2aa6b5", "#b0577f", "#8a6d4b")
+"""Colours of what is few enough to be told apart."""
 
 _VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 _DECADES = 20

@@ -1,5 +1,6 @@
 """What the user sees of a sweep: a live table on a terminal, one line per event elsewhere."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from bkray.events import (
     EvalDone,
     Event,
     Rewound,
+    RungDone,
+    Spiked,
     StepsDone,
     TrialEnded,
     TrialStarted,
@@ -33,7 +36,10 @@ class _Line:
     label: str = ""
     step: int = 0
     n_steps: int | None = None
-    train_loss_nats: float | None = None
+    losses: tuple[float, ...] = ()
+    """Of the last window's steps, in nats per token."""
+    last_step: int = 0
+    """Of that window."""
     val_loss_nats: float | None = None
     layers: float | None = None
     tokens_per_second: float | None = None
@@ -41,11 +47,12 @@ class _Line:
 
 
 class ConsoleView:
-    """Shows ``total`` trials; ``swept`` are the config paths that tell them apart. ``n_done`` of
-    them ended in an earlier process and are only counted.
+    """Shows ``total`` trials, and those that follow from them; ``swept`` are the config paths that
+    tell them apart. ``n_done`` of them ended in an earlier process and are only counted.
 
-    Elsewhere than on a terminal it prints when a trial starts, evaluates, rewinds and ends,
-    without control characters. A warning is a line of its own in both.
+    Elsewhere than on a terminal it prints when a trial starts, evaluates, spikes, rewinds and
+    ends, without control characters. A warning, and what a length of a ladder came to, is a line
+    of its own in both.
     """
 
     def __init__(
@@ -82,7 +89,7 @@ class ConsoleView:
         if isinstance(event, TrialStarted):
             line = self._lines[trial_id] = _started(event, self._swept)
         _note(line, event)
-        if self._live is None or isinstance(event, Warned):
+        if self._live is None or isinstance(event, Warned | RungDone):
             self._print(trial_id, line, event)
         else:
             self._draw(self._live)
@@ -104,6 +111,10 @@ class ConsoleView:
                 text = f"eval   {line.label}: {numbers}"
             case Warned():
                 text = f"warn   {line.label}: {event.message}"
+            case Spiked(rule="doubled"):
+                text = f"spike  {line.label}: {_spike(line, event)}"
+            case RungDone():
+                text = f"rung   {line.label}: {_rung(event)}"
             case Rewound():
                 text = f"rewind {line.label}: from step {event.step} to step {event.to_step}"
             case TrialEnded():
@@ -142,7 +153,8 @@ class ConsoleView:
         running = len(self._lines) - done
         seconds = int(self._now() - self._began)
         elapsed = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-        counts = f"{self._n_done + done} done, {running} running, {self._total} in all"
+        total = max(self._total, self._n_done + len(self._lines))  # others may have followed
+        counts = f"{self._n_done + done} done, {running} running, {total} in all"
         return f"{counts}, {elapsed} elapsed"
 
 
@@ -167,7 +179,7 @@ def _note(line: _Line, event: Event) -> None:
     line.step = event.step
     match event:
         case StepsDone():
-            line.train_loss_nats = event.loss_nats[-1]
+            line.losses, line.last_step = event.loss_nats, event.step
             line.layers = event.metrics.get(_LAYERS, line.layers)
             if event.window_seconds > 0:
                 window_tokens = event.tokens / event.step * len(event.loss_nats)
@@ -183,12 +195,30 @@ def _note(line: _Line, event: Event) -> None:
             pass
 
 
+def _spike(line: _Line, event: Spiked) -> str:
+    """Return a spike in the guides' form; it is in the window that was shown last."""
+    place = event.step - line.last_step - 1
+    loss = line.losses[place] if -len(line.losses) <= place < 0 else math.nan
+    return f"Step {event.step} | Loss {loss:.4f} | SPIKE {event.ratio:.2f}x"
+
+
+def _rung(event: RungDone) -> str:
+    """Return what a length came to, in the guides' form."""
+    said = event.metrics
+    words = [f"seq {event.n_seq}  Step {event.step}"]
+    words.append("DIVERGED" if event.diverged else f"Loss {said['loss']:.4f}")
+    if "gradient_norm" in said:
+        words.append(f"Grad {said['gradient_norm']:.2f} +- {said['gradient_norm_std']:.2f}")
+    n = int(said["spike_count"])
+    return " | ".join([*words, f"{n} spike{'' if n == 1 else 's'}"])
+
+
 def _cells(line: _Line) -> list[tuple[str, str]]:
     """Return name and text of the columns between trial and outcome."""
     of = f"/{line.n_steps}" if line.n_steps is not None else ""
     texts = [
         f"{line.step}{of}",
-        _text(line.train_loss_nats, ".4f"),
+        _text(line.losses[-1] if line.losses else None, ".4f"),
         _text(line.val_loss_nats, ".4f"),
         _text(line.layers, ".2f"),
         _text(line.tokens_per_second, ",.0f"),

@@ -13,6 +13,7 @@ from bkray.events import (
     Measured,
     MemoryPeak,
     Rewound,
+    RungDone,
     Spiked,
     StepsDone,
     TrialEnded,
@@ -88,6 +89,8 @@ def _event(rows: Rows, tokens: int) -> Event:
             return EvalDone(step=step, tokens=tokens, split=split, loss_nats=loss, metrics=values)
         case "measured":
             return Measured(step=step, metrics=values)
+        case "rung":
+            return _rung(step, values)
         case "memory":
             return MemoryPeak(step=step, peak_mib=values["system/peak_memory_mib"])
         case "rewind":
@@ -96,6 +99,15 @@ def _event(rows: Rows, tokens: int) -> Event:
             [(name, ratio)] = values.items()
             robust = name == "stability/robust_spike"
             return Spiked(step=step, ratio=ratio, rule="robust" if robust else "doubled")
+
+
+def _rung(step: int, values: dict[str, float]) -> RungDone:
+    named = {name: value for name, value in values.items() if "/" in name}
+    length = next(iter(named)).partition("/")[0]
+    metrics = {name.partition("/")[2]: value for name, value in named.items()}
+    diverged = bool(metrics.pop("diverged"))
+    n_seq = int(length.removeprefix("seq"))
+    return RungDone(step=step, n_seq=n_seq, diverged=diverged, metrics=metrics)
 
 
 def _window(rows: Rows) -> StepsDone:

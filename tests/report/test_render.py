@@ -255,7 +255,7 @@ def test_the_verb_prints_the_paths_that_it_wrote(tmp_path: Path) -> None:
     said = _say("report", str(sweep), "--json")
     assert said.returncode == 0
     paths = json.loads(said.stdout)
-    assert set(paths) == {"html", "csv", "parquet", "figures"}
+    assert set(paths) == {"html", "csv", "parquet", "figures", "results"}
     found = [paths["html"], paths["csv"], paths["parquet"], *paths["figures"]]
     assert all(Path(path).is_file() for path in found)
     plain = _say("report", str(sweep)).stdout

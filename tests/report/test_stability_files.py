@@ -13,6 +13,7 @@ from bkray.events import (
     Event,
     MemoryPeak,
     Rewound,
+    RungDone,
     Spiked,
     StepsDone,
     TrialEnded,
@@ -52,10 +53,10 @@ def ended(step: int, outcome: str = "ok", reason: str = "") -> TrialEnded:
     return TrialEnded(step=step, outcome=outcome, reason=reason, summary={"steps": step})
 
 
-def written(folder: Path, *events: Event) -> dict[str, Any]:
+def written(folder: Path, *events: Event, started: TrialStarted = STARTED) -> dict[str, Any]:
     """The three JSON files by name; the picture is one."""
     sink = ParquetSink(folder)
-    for event in [STARTED, *events]:
+    for event in [started, *events]:
         sink(event)
     sink.close()
     paths = write_stability(folder)
@@ -89,6 +90,28 @@ def test_a_healthy_trial(tmp_path: Path) -> None:
         "256": {"mean": 2.0, "std": 1.0, "min": 1.0, "max": 3.0, "n": 4, "n_nonfinite": 0}
     }
     assert said["spikes"] == {"spikes": [], "masked": [], "rewinds": []}
+
+
+def test_each_length_of_a_ladder_has_its_own_numbers(tmp_path: Path) -> None:
+    config = {"model.n_seq": 16, "ladder.lengths": "4,8,16"}
+    said = written(
+        tmp_path,
+        window(2, 3.0, 2.0, norm=1.0),
+        EvalDone(step=2, tokens=2, split="val", loss_nats=2.5),
+        RungDone(step=2, n_seq=4, diverged=False, metrics={"loss": 2.5}),
+        window(4, 2.0, 5.0, norm=3.0),
+        Spiked(step=4, ratio=2.5),
+        window(5, math.nan, norm=7.0),
+        RungDone(step=5, n_seq=8, diverged=True, metrics={}),
+        ended(5, "diverged", "it is nan"),
+        started=replace(STARTED, config=config),
+    )
+    norms = {n: (one["n"], one["mean"]) for n, one in said["gradient_norms"].items()}
+    assert norms == {"4": (2, 1.0), "8": (3, pytest.approx(13 / 3))}
+    first, second = said["summary"]["4"], said["summary"]["8"]
+    assert (first["loss_nats"], first["spike_count"], first["diverged_step"]) == (2.5, 0, None)
+    assert (second["spike_count"], second["nan_seen"], second["diverged_step"]) == (1, True, 5)
+    assert not first["nan_seen"]
 
 
 def test_spikes_rewinds_and_masked_steps_are_listed(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from bkray.events import (
     EvalDone,
     Event,
     Rewound,
+    RungDone,
     Spiked,
     StepsDone,
     TrialEnded,
@@ -74,9 +75,15 @@ def plain(view_events: list[Event], total: int = 1) -> list[str]:
     return out.getvalue().splitlines()
 
 
-def test_elsewhere_there_is_a_line_per_start_evaluation_and_end() -> None:
+def climbed(step: int, *, diverged: bool = False, **metrics: float) -> RungDone:
+    numbers = {"gradient_norm": 1.234, "gradient_norm_std": 0.2, "spike_count": 2.0, **metrics}
+    return RungDone(step=step, n_seq=2048, diverged=diverged, metrics=numbers)
+
+
+def test_elsewhere_there_is_a_line_per_start_spike_evaluation_and_end() -> None:
     assert plain(EVENTS) == [
         "start  act_lambda=0.01 seed=0: trial t, 12,345 parameters",
+        "spike  act_lambda=0.01 seed=0: Step 32 | Loss 2.5000 | SPIKE 2.50x",
         "eval   act_lambda=0.01 seed=0: step 32/32, train loss 2.5000, val loss 2.1250, "
         "layers 2.25, tokens/s 4,000",
         "end    act_lambda=0.01 seed=0: ok at step 32 (all steps done); "
@@ -91,6 +98,51 @@ def test_a_warning_and_a_rewind_are_a_line_each() -> None:
         "warn   act_lambda=0.01 seed=0: last.pt is broken",
         "rewind act_lambda=0.01 seed=0: from step 32 to step 16",
     ]
+
+
+def test_a_spike_has_the_loss_of_its_own_step() -> None:
+    told: list[Event] = [window(32), Spiked(step=31, ratio=2.34)]
+    assert plain([started(), *told])[1].endswith(": Step 31 | Loss 9.0000 | SPIKE 2.34x")
+
+
+def test_what_the_robust_rule_finds_is_no_line() -> None:
+    assert len(plain([started(), window(32), Spiked(step=32, ratio=2.34, rule="robust")])) == 1
+
+
+def test_a_length_of_a_ladder_is_a_line() -> None:
+    told = [climbed(100, loss=2.34567), climbed(7, diverged=True, spike_count=1.0)]
+    assert plain([started("seq-2048"), *told])[1:] == [
+        "rung   seq-2048 seed=0: seq 2048  Step 100 | Loss 2.3457 | Grad 1.23 +- 0.20 | 2 spikes",
+        "rung   seq-2048 seed=0: seq 2048  Step 7 | DIVERGED | Grad 1.23 +- 0.20 | 1 spike",
+    ]
+
+
+def test_trials_that_follow_are_counted_in() -> None:
+    out = io.StringIO()
+    view = ConsoleView(2, Console(file=out, width=200), n_done=1, now=Clock())
+    for name in "abc":
+        sink = view.trial(name)
+        for event in (started(name), EVENTS[-1]):
+            sink(event)
+        sink.close()
+    assert [
+        re.findall(r"; (.* in all)", line)[0] for line in out.getvalue().splitlines()[1::2]
+    ] == [
+        "2 done, 0 running, 2 in all",
+        "3 done, 0 running, 3 in all",
+        "4 done, 0 running, 4 in all",
+    ]
+
+
+def test_a_terminal_keeps_a_length_above_its_table() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120, height=20, color_system=None)
+    view = ConsoleView(1, console, now=Clock())
+    sink = view.trial("a")
+    for event in [started(), climbed(100, loss=2.0), *EVENTS[1:]]:
+        sink(event)
+    view.close()
+    assert out.getvalue().count("seq 2048  Step 100 | Loss 2.0000") == 1
 
 
 def test_a_terminal_keeps_a_warning_above_its_table() -> None:

@@ -19,6 +19,7 @@ from bkray.events import (
     MemoryPeak,
     Rewound,
     Row,
+    RungDone,
     Spiked,
     StepsDone,
     TrialEnded,
@@ -84,6 +85,9 @@ def made_up(choose: random.Random, first: int) -> Iterator[Event]:
                     step=step, tokens=step * 100, split=split, loss_nats=loss, metrics=metrics
                 )
             yield MemoryPeak(step=step, peak_mib=choose.random())
+        if choose.random() < 0.2:
+            metrics = {"loss": number(choose), "learning_rate": choose.random()}
+            yield RungDone(step=step, n_seq=8 * step, diverged=False, metrics=metrics)
         if rewinds and step > first + 40 and choose.random() < 0.2:
             rewinds -= 1
             to_step = (step - 17) // 16 * 16
