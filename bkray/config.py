@@ -35,7 +35,7 @@ class ModelConfig(_Section):
     mixer: MixerName | None = None
     mixer_scale: int | None = Field(None, ge=1)
     """Sites per group that the mixers run over; 1 for every site by itself."""
-    depth: Literal["dense", "act", "exit"] | None = None
+    depth: Literal["dense", "act", "exit", "act_exit"] | None = None
     multiscale: bool | None = None
     """Whether all blocks but the first and the last run over pairs of sites."""
     sparsity: Literal["off", "learned"] | None = None
@@ -127,10 +127,15 @@ class ModelConfig(_Section):
 
 def _check_adaptive(model: ModelConfig) -> None:
     n_layers = model.n_layers or 0
-    if model.depth == "exit" and n_layers == 1:
+    if model.depth in ("exit", "act_exit") and n_layers == 1:
         raise ValueError(
-            "model.depth=exit does nothing with model.n_layers=1: all leave behind the last; "
-            "set model.n_layers to at least 2 or model.depth=dense"
+            f"model.depth={model.depth} does nothing with model.n_layers=1: all leave behind the "
+            "last; set model.n_layers to at least 2 or model.depth=dense"
+        )
+    if model.depth == "act_exit" and model.multiscale:
+        raise ValueError(
+            "model.depth=act_exit does not go with model.multiscale=true: pairs halt, but sites "
+            "leave; set model.depth to act or exit, or model.multiscale=false"
         )
     if model.exit_rule == "confidence" and not 0 < (model.exit_threshold or 0) <= 1:
         raise ValueError(

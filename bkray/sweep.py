@@ -67,6 +67,10 @@ class Sweep:
     ``grid`` is the space that ``--sampler grid`` walks, where it differs from ``space``. ``first``
     are points tried before the sampler is asked. ``rivals`` gets the base overrides and returns
     the arms; a sweep of arms alone has no ``space``, and presets of 0 trials.
+
+    ``frontier`` is the variant that ``--frontier`` runs. It does not search the knob
+    ``at_inference``, which is swept from its checkpoints; its arms train a few other values of
+    that knob, to tell what testing away from training costs.
     """
 
     name: str
@@ -79,6 +83,8 @@ class Sweep:
     rivals: Callable[[Overrides], Sequence[Arm]] = no_rivals
     sampler: str = "tpe"
     overview: str = ""
+    frontier: "Sweep | None" = None
+    at_inference: str = ""
 
 
 def dense_depths(base: Overrides) -> list[Arm]:

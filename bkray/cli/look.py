@@ -1,6 +1,7 @@
 """The verbs that look at what ran: ``show``, ``report``, ``eval``, ``ui``."""
 
 import dataclasses
+import json
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from bkray.cli.frontier import FILE
 from bkray.cli.words import AsJson, Runs, print_json, print_tables
 from bkray.errors import ConfigError
 
@@ -23,12 +25,15 @@ def show(folder: Path, as_json: AsJson = False) -> int:
     interval, n and n_diverged, and "pareto_front": the trials on the front,
     with several seeds those of each configuration whose means are on it;
     "products" are the pairs of an ablation beside the product of their
-    parts, "products_missing" the trials that these lack.
+    parts, "products_missing" the trials that these lack; "frontier" is
+    what a sweep with --frontier found, null for any other.
     """
     from bkray.report import configurations, products, ranking, tables
 
     rows = tables.collect(folder)
     objectives = tables.objectives(folder)
+    frontier = folder / FILE
+    swept = json.loads(frontier.read_text()) if frontier.exists() else None
     if as_json:
         found = configurations.configurations(rows, objectives)
         print_json(
@@ -38,10 +43,13 @@ def show(folder: Path, as_json: AsJson = False) -> int:
                 "pareto_front": configurations.front_trials(found, objectives),
                 "products": [dataclasses.asdict(one) for one in products.products(rows)],
                 "products_missing": products.missing(rows),
+                "frontier": swept,
             }
         )
     else:
         print_tables(rows, objectives)
+        if swept is not None:
+            print(f"\nverdict: {swept['verdict']}")
     return 0
 
 

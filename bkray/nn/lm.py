@@ -45,6 +45,8 @@ class Prediction(NamedTuple):
     """Early exit in training only: the logits of all heads but the last one, each (B, N, V)."""
     sparsity: Sparsity | None = None
     """Which tokens the layers computed, where that is learned."""
+    sure_BN: Tensor | None = None
+    """ACT with early exit in evaluation only: who left because a head was sure, not by halting."""
 
 
 class DepthPolicy(Protocol):
@@ -129,6 +131,7 @@ class LanguageModel(nn.Module):
             deep.routing,
             exits=deep.exits,
             sparsity=deep.sparsity,
+            sure_BN=deep.sure_BN,
         )
 
     def read(self, hidden_BND: Tensor) -> Tensor:
