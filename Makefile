@@ -14,7 +14,7 @@ help:
 	@echo "make test    run every test"
 	@echo "make check   format, lint, types, floors"
 	@echo "make chaos   kill sweeps at random moments, resume them, hold them to whole ones (20 minutes)"
-	@echo "make bench   speed of the scan, of ACT, of recording, and the quality of the mixers"
+	@echo "make bench   speed of the scan, of ACT, of recording, of what is idle, and the quality of the mixers"
 	@echo "make bench-cluster   a sweep against plain Ray Tune, three times (PRESET=small: 40 minutes)"
 
 setup: $(READY)
@@ -40,6 +40,8 @@ bench: setup
 	$(BIN)/python -m benchmarks.act
 	$(BIN)/python -m benchmarks.recording
 	$(BIN)/python -m benchmarks.quality
+	$(BIN)/python -m benchmarks.idle
+	$(BIN)/python -m benchmarks.frontier
 
 bench-cluster: setup
 	$(BIN)/python -m benchmarks.overhead --preset $(PRESET)

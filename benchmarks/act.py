@@ -2,25 +2,27 @@
 
     python -m benchmarks.act
 
-Each row times a dense and an ACT model of the same size in turn on the same batch; the figure is
-the median of the paired ratios. With nobody stopping the ACT model runs exactly the dense layers,
-so what is above 1 is the machinery: halting units and the weighted sum.
+Each row times a dense and an ACT model of the same size in turn on the same batch, by the
+processor's seconds; the figure is the median of the paired ratios. With nobody stopping the ACT
+model runs exactly the dense layers, so what is above 1 is the machinery: halting units and the
+weighted sum.
 """
 
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
+from benchmarks.judging import paired
 from bkray.nn.build import language_model
 from bkray.nn.depth import ActDepth
 from bkray.overrides import build
 from bkray.train.step import losses
 from bkray.trial import use_threads
 
-ROUNDS = 15
+PAIRS, WARM_UP = 15, 2
 VOCABULARY = 256
 
 
@@ -35,8 +37,10 @@ def main() -> None:
         tokens_BN = torch.randint(VOCABULARY, (batch, n_seq))
         for name, work in (("train", train_once), ("eval", evaluate_once)):
             size = f"d={d_model} N={n_seq} B={batch} {name:5s}"
-            print(f"{size}  nobody stops {paired(work, nobody, dense, tokens_BN)}", flush=True)
-            print(f"{size}  half at layer 2 {paired(work, half, dense, tokens_BN)}", flush=True)
+            for who, act in (("nobody stops", nobody), ("half at layer 2", half)):
+                one, other = (partial(work, model, tokens_BN) for model in (act, dense))
+                paired(one, other, WARM_UP)  # the first ones compile
+                print(f"{size}  {who} {spread(paired(one, other, PAIRS))}", flush=True)
 
 
 def model(
@@ -76,22 +80,9 @@ def evaluate_once(model: nn.Module, tokens_BN: torch.Tensor) -> None:
     model(tokens_BN)
 
 
-def paired(
-    work: Callable[[nn.Module, torch.Tensor], None],
-    model: nn.Module,
-    rival: nn.Module,
-    tokens_BN: torch.Tensor,
-) -> str:
-    """Return the ratio of the times of ``model`` and ``rival``, measured in turn."""
-    ratios = []
-    for round_ in range(ROUNDS + 2):
-        seconds = []
-        for timed in (model, rival):
-            start = time.perf_counter()
-            work(timed, tokens_BN)
-            seconds.append(time.perf_counter() - start)
-        if round_ >= 2:  # the first ones compile and warm up
-            ratios.append(seconds[0] / seconds[1])
+def spread(seconds: Sequence[tuple[float, float]]) -> str:
+    """Return the median of the ratios within the pairs, and the least and the most."""
+    ratios = [one / other for one, other in seconds]
     return f"{statistics.median(ratios):.3f} ({min(ratios):.3f}..{max(ratios):.3f})"
 
 

@@ -29,9 +29,9 @@ def acting_knobs(given: Mapping[str, Any]) -> dict[str, Any]:
         knobs |= {"n_heads": 4}
     if _whole(given.get("n_experts"), 1) > 1:
         knobs |= _ROUTERS.get(str(given.get("router")), _ROUTERS["learned"])
-    if given.get("depth") == "act":
+    if given.get("depth") in ("act", "act_exit"):
         knobs |= {"act_threshold": 0.99, "act_lambda": 0.01, "halt_lr_factor": 1.0}
-    if given.get("depth") == "exit":
+    if given.get("depth") in ("exit", "act_exit"):
         surest = 0.5 if given.get("exit_rule") == "entropy" else 0.9
         knobs |= {"exit_heads": "shared", "exit_rule": "confidence", "exit_threshold": surest}
         knobs |= {"exit_weight": 1.0}
@@ -72,11 +72,13 @@ def why_idle(name: str, given: Mapping[str, Any]) -> str:
         return f"does nothing in the model of build={given['build']}: give it as model.options.*"
     if name in ("act_threshold", "act_lambda", "halt_lr_factor"):
         return (
-            f"does nothing with model.depth={given.get('depth') or 'dense'}: set model.depth=act"
+            f"does nothing with model.depth={given.get('depth') or 'dense'}: "
+            "set model.depth=act or act_exit"
         )
     if name.startswith("exit_"):
         return (
-            f"does nothing with model.depth={given.get('depth') or 'dense'}: set model.depth=exit"
+            f"does nothing with model.depth={given.get('depth') or 'dense'}: "
+            "set model.depth=exit or act_exit"
         )
     if name == "sparsity_lambda":
         return "does nothing with model.sparsity=off: set model.sparsity=learned"

@@ -86,6 +86,10 @@ class Sweep:
     the arms; a sweep of arms alone has no ``space``, and presets of 0 trials. ``follow`` gets all
     rivals that ended and returns further ones, again and again until it returns none; it answers
     by them alone, so that a resumed sweep goes the same way. Only a sweep without space has it.
+
+    ``frontier`` is the variant that ``--frontier`` runs. It does not search the knob
+    ``at_inference``, which is swept from its checkpoints; its arms train a few other values of
+    that knob, to tell what testing away from training costs.
     """
 
     name: str
@@ -99,6 +103,8 @@ class Sweep:
     follow: Callable[[Overrides, Sequence[Ended]], Sequence[Arm]] = nothing_follows
     sampler: str = "tpe"
     overview: str = ""
+    frontier: "Sweep | None" = None
+    at_inference: str = ""
 
     def __post_init__(self) -> None:
         if self.follow is not nothing_follows and self.space is not no_space:

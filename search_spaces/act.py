@@ -21,6 +21,18 @@ def suggest(trial: Trial) -> Overrides:
     return {}
 
 
+def suggest_cost(trial: Trial) -> Overrides:
+    """Ask for the cost alone; the threshold is then swept from the checkpoints."""
+    trial.suggest_float("model.act_lambda", LAMBDAS[0], LAMBDAS[-1], log=True)
+    return {}
+
+
+def suggest_cost_grid(trial: Trial) -> Overrides:
+    """Ask for one of the guides' 5 costs."""
+    trial.suggest_categorical("model.act_lambda", LAMBDAS)
+    return {}
+
+
 def suggest_grid(trial: Trial) -> Overrides:
     """Ask for a point of the guides' grid of 6 thresholds by 5 costs."""
     trial.suggest_categorical("model.act_threshold", THRESHOLDS)

@@ -12,13 +12,14 @@ from bkray.errors import ConfigError
 from bkray.sweep import Sweep
 
 
-def load(name: str) -> Sweep:
-    """Return the sweep called ``name``, or the one in the file ``name`` when it ends in ``.py``.
+def load(name: str, *, frontier: bool = False) -> Sweep:
+    """Return the sweep called ``name``, or the one in the file ``name`` when it ends in ``.py``;
+    with ``frontier`` its variant that sweeps a knob at inference.
 
     The folder of a user's file goes on the import path, so that a model beside it is found.
 
     Raises:
-        ConfigError: no such sweep or file, or the file holds no ``SWEEP``.
+        ConfigError: no such sweep or file, the file holds no ``SWEEP``, or it has no variant.
     """
     module = _from_file(Path(name)) if name.endswith(".py") else _shipped(name)
     sweep = getattr(module, "SWEEP", None)
@@ -26,7 +27,15 @@ def load(name: str) -> Sweep:
         raise ConfigError(
             f"{name} holds no sweep: it must say SWEEP = bkray.sweep.Sweep(...), got {sweep!r}"
         )
-    return sweep
+    if not frontier:
+        return sweep
+    if sweep.frontier is None:
+        known = ", ".join(other for other in names() if load(other).frontier is not None)
+        raise ConfigError(
+            f"--frontier: the sweep {name} has no knob that is swept at inference; such sweeps "
+            f"are: {known}"
+        )
+    return sweep.frontier
 
 
 def names() -> list[str]:

@@ -33,6 +33,8 @@ UNSURE = {"exit_heads": "own", "exit_rule": "entropy"}
 FEATURES: dict[str, dict[str, Any]] = {
     "exit": {"depth": "exit"},
     "own exit": {"depth": "exit", **UNSURE},
+    "act_exit": {"depth": "act_exit", "exit_threshold": 0.3},
+    "own act_exit": {"depth": "act_exit", **UNSURE},
     "sparse": {"sparsity": "learned"},
     "multiscale": PAIRS,
     "multiscale act": {**PAIRS, "depth": "act"},

@@ -1,6 +1,8 @@
 """Fixtures of the whole suite: one thread, a token cache of its own, a small text to train on."""
 
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,27 @@ def ray_session() -> Iterator[None]:
 
     with session(address=None, threads=1, gpus=0):
         yield
+
+
+@pytest.fixture
+def say_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Call bkray in this process, in a folder of its own: what it imports is there already."""
+    from bkray.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["bkray", *words])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, errors = capfd.readouterr()
+        return subprocess.CompletedProcess(words, int(ended.value.code or 0), out, errors)
+
+    return call
 
 
 @pytest.fixture(scope="session")

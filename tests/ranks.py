@@ -1,6 +1,7 @@
 """Trains a trial by several processes on this machine, without Ray."""
 
 import gc
+import multiprocessing
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,14 @@ import torch.multiprocessing as mp
 
 from bkray.train.team import Team
 
+_HEAVY = ["bkray.trial", "torch._dynamo", "torch.nn.parallel"]
+"""Imported once by the server that the processes are forked from, not by each of them."""
+
 
 def in_team(size: int, scratch: Path, work: Callable[..., Any], *given: Any) -> list[Any]:
     """Return what ``work(team, *given)`` returned in each process; it is defined in a module."""
-    mp.spawn(_enter, (size, scratch, work, given), nprocs=size, join=True)
+    multiprocessing.set_forkserver_preload(_HEAVY)
+    mp.start_processes(_enter, (size, scratch, work, given), size, start_method="forkserver")
     return [pickle.loads((scratch / f"{rank}.pickle").read_bytes()) for rank in range(size)]
 
 

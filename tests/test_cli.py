@@ -1,4 +1,4 @@
-"""The command line as a user meets it, each call a process of its own."""
+"""The command line as a user meets it: in processes of its own where more than words count."""
 
 import json
 import os
@@ -54,6 +54,23 @@ def say(tmp_path: Path) -> Say:
     ("words", "said"),
     [
         (["train", "model.act_lamda=0.1"], "did you mean model.act_lambda"),
+        (["sweep", "act", "--address", "nonsense"], "address=nonsense"),
+    ],
+    ids=["before torch", "of Ray"],
+)
+def test_a_mistake_is_one_clear_message_and_status_2(
+    say: Say, words: list[str], said: str
+) -> None:
+    ended = say(*words)
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert said in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
         (["train", "depth=act", "act_threshold=1.5"], "0 < act_threshold <= 1), got 1.5"),
         (["train", "n_experts=2", "top_k=4"], "between 1 and model.n_experts=2, got 4"),
         (["train", "data.corpus=nowhere.txt"], "nowhere.txt"),
@@ -75,7 +92,6 @@ def say(tmp_path: Path) -> Say:
         (["sweep", "act", "--gpus-per-worker", "-1"], "gpus-per-worker must be 0 or more, got -1"),
         (["sweep", "act", "--gpus-per-worker", "1", "device=cpu"], "train.device=cpu"),
         (["sweep", "act", "--local", "--address", "auto"], "leave --address out"),
-        (["sweep", "act", "--address", "nonsense"], "address=nonsense"),
         (["sweep", "act", "--seeds", "0"], "--seeds"),
         (["train", "--gpus-per-worker", "1"], "give --workers too"),
         (["ui", "--port", "99999"], "--port"),
@@ -89,15 +105,14 @@ def say(tmp_path: Path) -> Say:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_is_one_clear_message_and_status_2(
-    say: Say, tmp_path: Path, words: list[str], said: str
+def test_each_mistake_is_told_in_one_line_and_spares_what_is_there(
+    say_here: Say, tmp_path: Path, words: list[str], said: str
 ) -> None:
     (tmp_path / "a_file").write_text("precious")
-    ended = say(*words)
+    ended = say_here(*words)
     assert ended.returncode == 2, ended.stdout + ended.stderr
     assert said in ended.stderr
     assert ended.stderr.count("\n") == 1
-    assert "Traceback" not in ended.stderr
     assert (tmp_path / "a_file").read_text() == "precious"
 
 
@@ -110,15 +125,16 @@ def test_an_unreachable_tracking_server_is_one_message_and_status_2(say: Say) ->
     assert "Traceback" not in ended.stderr
 
 
-def test_a_trial_is_trained_shown_and_scored(say: Say, tmp_path: Path) -> None:
-    trained = say("train", *TINY, "--out", "trial", "--json")
+def test_a_trial_is_trained_shown_and_scored(say: Say, say_here: Say, text: Path) -> None:
+    words = ("train", *TINY, f"data.corpus={text}", "--out", "trial", "--json")
+    trained = say(*words)
     assert trained.returncode == 0, trained.stderr
     first = json.loads(trained.stdout)
-    again = say("train", *TINY, "--out", "trial", "--json")
+    again = say_here(*words)
     assert json.loads(again.stdout) == first, "a finished trial is not run again"
-    other = say("train", *TINY, "train.steps=13", "--out", "trial")
+    other = say_here(*words, "train.steps=13")
     assert other.returncode == 2, "another trial must not overwrite this one"
-    scored = say("eval", "trial", "--split", "test", "--json")
+    scored = say_here("eval", "trial", "--split", "test", "--json")
     assert scored.returncode == 0, scored.stderr
     score = json.loads(scored.stdout)
     assert score["step"] == 12
@@ -126,11 +142,13 @@ def test_a_trial_is_trained_shown_and_scored(say: Say, tmp_path: Path) -> None:
     assert score["loss_nats"] != first["summary"]["best_val_loss_nats"]
 
 
-def test_two_sweeps_of_one_seed_agree_in_all_but_clocks(say: Say, tmp_path: Path) -> None:
+def test_two_sweeps_of_one_seed_agree_in_all_but_clocks(
+    say: Say, say_here: Say, text: Path, tmp_path: Path
+) -> None:
     tables = []
     for out, carrier in (("one", ["--local"]), ("two", ["--concurrency", "1"])):
         words = ("sweep", "act", "--preset", "smoke", "--out", out, *carrier, *TINY)
-        ended = say(*words)
+        ended = say(*words, f"data.corpus={text}")
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert "Pareto front" in ended.stdout
         tables.append(pq.read_table(tmp_path / out / "trials.parquet"))
@@ -139,66 +157,72 @@ def test_two_sweeps_of_one_seed_agree_in_all_but_clocks(say: Say, tmp_path: Path
     for name in tables[0].column_names:
         same = tables[0][name].equals(tables[1][name])
         assert same or name in CLOCKS, name
-    shown = say("show", "one", "--json")
+    shown = say_here("show", "one", "--json")
     trials = json.loads(shown.stdout)["trials"]
     assert {trial["outcome"] for trial in trials} == {"ok"}
     assert {trial["arm"] for trial in trials} == {"", "dense-1", "dense-2"}
+    searched = [trial for trial in trials if not trial["arm"]]
+    assert {0.99, 0.95} < {trial["param/model.act_threshold"] for trial in searched}
 
 
 @pytest.mark.slow
-def test_smoke_runs_through_ray_train_with_two_workers(say: Say, tmp_path: Path) -> None:
-    words = ("sweep", "act", "--preset", "smoke", "--out", "team", "--trials", "2")
-    ended = say(*words, "--workers", "2")
+def test_smoke_runs_through_ray_train_with_two_workers(
+    say: Say, say_here: Say, text: Path, tmp_path: Path
+) -> None:
+    words = ("sweep", "act", "--preset", "smoke", "--out", "team", "--trials", "1")
+    ended = say(*words, "--workers", "2", f"data.corpus={text}")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ended.stderr == ""
-    alone = say("train", "depth=dense", *SMOKE, "--out", "alone", "--json")
+    here = ("train", "depth=dense", *SMOKE, f"data.corpus={text}", "--out", "alone", "--json")
+    alone = say_here(*here)
     loss = json.loads(alone.stdout)["summary"]["final_val_loss_nats"]
     table = pq.read_table(tmp_path / "team" / "trials.parquet").to_pylist()
-    assert [row["outcome"] for row in table] == ["ok"] * 4
+    assert [row["outcome"] for row in table] == ["ok"] * 3
     (dense,) = [row for row in table if row["arm"] == "dense-2"]
     assert dense["final_val_loss_nats"] == pytest.approx(loss, abs=1e-4)
-    assert {row["param/model.act_threshold"] for row in table if not row["arm"]} == {0.99, 0.95}
+    assert [row["param/model.act_threshold"] for row in table if not row["arm"]] == [0.99]
 
 
 @pytest.mark.slow
-def test_a_sweep_of_two_seeds_shows_configurations(say: Say) -> None:
+def test_a_sweep_of_two_seeds_shows_configurations(say_here: Say, text: Path) -> None:
     words = ("sweep", "act", "--preset", "smoke", "--trials", "1", "--seeds", "2", "--local")
-    ended = say(*words, "--out", "two", *TINY)
+    ended = say_here(*words, "--out", "two", *TINY, f"data.corpus={text}")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ended.stdout.startswith("6 trials (3 configurations x 2 seeds) into two")
     assert "6 done, 0 running, 6 in all" in ended.stdout
     assert "Means over 2 seeds." in ended.stdout
-    shown = json.loads(say("show", "two", "--json").stdout)
+    shown = json.loads(say_here("show", "two", "--json").stdout)
     assert [(one["n"], one["seeds"]) for one in shown["configurations"]] == [(2, [0, 1])] * 3
     best = [one["trial_ids"] for one in shown["configurations"] if one["on_front"]]
     assert sorted(shown["pareto_front"]) == sorted(name for names in best for name in names)
     assert len(shown["trials"]) == 6
 
 
-def test_a_dry_run_of_several_seeds_says_how_many_trials_that_is(say: Say) -> None:
-    ended = say("sweep", "act", "--preset", "full", "--seeds", "3", "--dry-run")
+def test_a_dry_run_of_several_seeds_says_how_many_trials_that_is(say_here: Say) -> None:
+    ended = say_here("sweep", "act", "--preset", "full", "--seeds", "3", "--dry-run")
     assert ended.stdout.splitlines()[-1].startswith("102 trials (34 configurations x 3 seeds)")
 
 
-def test_a_time_budget_that_is_reached_is_status_4(say: Say) -> None:
-    ended = say(
+def test_a_time_budget_that_is_reached_is_status_4(say_here: Say) -> None:
+    ended = say_here(
         *("sweep", "act", "--preset", "small", "--local", "--time-budget", "1s", *TINY),
         "train.steps=100000",
     )
     assert ended.returncode == 4, ended.stdout + ended.stderr
 
 
-def test_a_dry_run_shows_the_arms_and_runs_nothing(say: Say, tmp_path: Path) -> None:
-    ended = say("sweep", "act", "--preset", "full", "--dry-run", "--json")
+def test_a_dry_run_shows_the_arms_and_runs_nothing(say_here: Say, tmp_path: Path) -> None:
+    ended = say_here("sweep", "act", "--preset", "full", "--dry-run", "--json")
     plan = json.loads(ended.stdout)
     assert [trial.get("arm") for trial in plan[:4]] == [f"dense-{d}" for d in (1, 2, 3, 4)]
     assert len(plan) == 4 + 30
     assert not (tmp_path / "runs").exists()
 
 
-def test_help_names_every_verb_with_an_example(say: Say) -> None:
+def test_help_names_every_verb_with_an_example(say: Say, say_here: Say) -> None:
     verbs = ["train", "sweep", "resume", "show", "report", "eval", "why", "replay"]
     verbs += ["mlflow-sync", "ui"]
-    assert all(f" {verb} " in say("--help").stdout for verb in verbs)
+    shown = say("--help").stdout
+    assert all(f" {verb} " in shown for verb in verbs)
     for verb in verbs:
-        assert f"Example: bkray {verb}" in say(verb, "--help").stdout.replace("\n", " ")
+        assert f"Example: bkray {verb}" in say_here(verb, "--help").stdout.replace("\n", " ")

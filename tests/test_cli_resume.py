@@ -17,9 +17,11 @@ import pytest
 from test_cli import CLOCKS
 
 Start = Callable[..., subprocess.Popen[str]]
+Say = Callable[..., subprocess.CompletedProcess[str]]
 
 TINY = ("model.d_model=16", "model.n_seq=32", "train.batch_size=4", "train.eval_windows=4")
 LONG = (*TINY, "train.steps=120", "train.eval_every=20", "train.checkpoint_every=20")
+KILLED = ("sweep", "act", "--preset", "smoke", "--trials", "2")
 MINE = """
 from bkray.sweep import Objective, Preset, Sweep
 
@@ -79,33 +81,43 @@ def differences(one: Path, other: Path) -> set[str]:
     return {name for name in names if not tables[0][name].equals(tables[1][name])}
 
 
+@pytest.fixture(scope="module")
+def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed sweep without Ray, which says the same as one on Ray."""
+    folder = tmp_path_factory.mktemp("whole") / "whole"
+    words = [*KILLED, "--local", *LONG, f"data.corpus={text}", "--out", str(folder)]
+    command = [sys.executable, "-m", "bkray.cli", *words]
+    subprocess.run(command, cwd=folder.parent, check=True, capture_output=True, timeout=300)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("carrier", [("--local",), ("--concurrency", "1")], ids=["local", "tune"])
 def test_a_killed_sweep_is_resumed_and_equals_an_undisturbed_one(
-    start: Start, tmp_path: Path, carrier: tuple[str, ...]
+    start: Start, say_here: Say, whole: Path, text: Path, tmp_path: Path, carrier: tuple[str, ...]
 ) -> None:
-    words = ("sweep", "act", "--preset", "smoke", "--trials", "2", *carrier, *LONG)
-    assert ended(start(*words, "--out", "whole"))[0] == 0
+    words = (*KILLED, *carrier, *LONG, f"data.corpus={text}")
     killed = start(*words, "--out", "parts")
     with said(killed, "step 40/120"):
         os.killpg(killed.pid, signal.SIGKILL)
     ended(killed)
-    used = ended(start(*words, "--out", "parts"))
-    assert used[0] == 2
-    assert "bkray resume" in used[2]
+    used = say_here(*words, "--out", "parts")
+    assert used.returncode == 2
+    assert "bkray resume" in used.stderr
     status, out, errors = ended(start("resume", "parts"))
     assert (status, errors) == (0, "")
     assert "goes on from step" in out
     assert "4 done, 0 running, 4 in all" in out
-    assert differences(tmp_path / "whole", tmp_path / "parts") <= CLOCKS | {"attempt"}
+    assert differences(whole, tmp_path / "parts") <= CLOCKS | {"attempt"}
     with sqlite3.connect(tmp_path / "runs" / "mlflow.db") as store:
         statuses = Counter(status for (status,) in store.execute("select status from runs"))
-    assert statuses == {"FINISHED": 10}, "two sweeps of four trials, none left running"
+    assert statuses == {"FINISHED": 5}, "a sweep of four trials, none left running"
 
 
 @pytest.mark.slow
-def test_ctrl_c_says_how_to_go_on(start: Start) -> None:
-    process = start("sweep", "act", "--preset", "smoke", "--local", "--out", "s", *LONG)
+def test_ctrl_c_says_how_to_go_on(start: Start, text: Path) -> None:
+    words = ("sweep", "act", "--preset", "smoke", "--local", "--out", "s", *LONG)
+    process = start(*words, f"data.corpus={text}")
     with said(process, "step 20/120"):
         process.send_signal(signal.SIGINT)
     status, _, errors = ended(process)
@@ -115,12 +127,13 @@ def test_ctrl_c_says_how_to_go_on(start: Start) -> None:
 
 
 def test_a_users_own_sweep_is_found_again_and_must_be_the_same(
-    start: Start, tmp_path: Path
+    start: Start, say_here: Say, text: Path, tmp_path: Path
 ) -> None:
     own, elsewhere = tmp_path / "mine.py", tmp_path / "elsewhere"
     elsewhere.mkdir()
     own.write_text(MINE.format(high="1e-2"))
     words = ("sweep", "mine.py", "--local", "--time-budget", "0.001", "--out", "s", *TINY)
+    words += (f"data.corpus={text}",)
     status, _, errors = ended(start(*words))
     assert status == 4
     assert "go on with: bkray resume s" in errors
@@ -130,14 +143,15 @@ def test_a_users_own_sweep_is_found_again_and_must_be_the_same(
     assert json.loads(out)["outcomes"] == {"ok": 2}
     assert not (elsewhere / "runs").exists()  # MLflow's store is the one of before
     own.write_text(MINE.format(high="1e-1"))
-    status, _, errors = ended(start(*resume))
-    assert status == 2
-    assert "space optimizer.lr was float 0.0001..0.01 log, is float 0.0001..0.1 log" in errors
+    changed = say_here(*resume)
+    assert changed.returncode == 2
+    was_is = "space optimizer.lr was float 0.0001..0.01 log, is float 0.0001..0.1 log"
+    assert was_is in changed.stderr
     own.unlink()
-    status, _, errors = ended(start(*resume))
-    assert status == 2
-    assert errors.count("\n") == 1
-    assert "mine.py does not exist" in errors
+    gone = say_here(*resume)
+    assert gone.returncode == 2
+    assert gone.stderr.count("\n") == 1
+    assert "mine.py does not exist" in gone.stderr
 
 
 @pytest.mark.parametrize(
@@ -148,11 +162,11 @@ def test_a_users_own_sweep_is_found_again_and_must_be_the_same(
         (("resume", ".", "--time-budget", "soon"), "holds no sweep"),
     ],
 )
-def test_a_mistake_is_one_message(start: Start, words: tuple[str, ...], says: str) -> None:
-    status, _, errors = ended(start(*words))
-    assert status == 2
-    assert says in errors
-    assert errors.count("\n") == 1
+def test_a_mistake_is_one_message(say_here: Say, words: tuple[str, ...], says: str) -> None:
+    told = say_here(*words)
+    assert told.returncode == 2
+    assert says in told.stderr
+    assert told.stderr.count("\n") == 1
 
 
 def test_two_sweeps_of_one_second_have_folders_of_their_own(start: Start, tmp_path: Path) -> None:

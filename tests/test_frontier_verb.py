@@ -89,6 +89,9 @@ def test_an_exit_is_swept_and_an_hourglass_said_not_to_be(
     plan = {"train.steps": 4, "depth": "exit", "exit_rule": "entropy", "n_layers": 3}
     recorded(ALONE, short_config(text, **plan), tmp_path / "plain")
     assert "model.exit_threshold (trained at 0.5)" in say(tmp_path / "plain")
+    both = {**plan, "depth": "act_exit"}
+    recorded(ALONE, short_config(text, **both), tmp_path / "both")
+    assert "note: the thresholds are not swept with model.depth=act_exit" in say(tmp_path / "both")
     recorded(ALONE, short_config(text, **plan, multiscale=True), tmp_path / "hourglass")
     assert "note: the threshold is not swept with model.multiscale=true" in say(
         tmp_path / "hourglass"

@@ -1,9 +1,9 @@
 """The verb that sweeps inference knobs of one checkpoint: ``frontier``."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from bkray.cli.words import AsJson, print_json
 
 if TYPE_CHECKING:
     from bkray.train.frontier import BinsPoint, Frontier, LengthFrontier, StopFrontier
+    from bkray.train.verdict import AtInference, Matrix
 
 FILE = "frontier.json"
 
@@ -95,3 +96,44 @@ def _stop_lines(stops: "StopFrontier") -> Iterator[str]:
         f"largest gap: {stops.largest_gap_nats:.4f} nats; the estimate at "
         f"{len(stops.estimate)} thresholds is in {FILE}"
     )
+
+
+def sweep_lines(found: "AtInference") -> Iterator[str]:
+    """Yield what a sweep with ``--frontier`` found, and last what may be concluded."""
+    yield f"{found.knob} swept from {len(found.models)} checkpoints; the curve of each: {FILE}"
+    for model in found.models:
+        verdict = "allowed" if model.is_allowed else "too far from the truth"
+        yield (
+            f"  {_knob_words(model.knobs)}seed={model.seed}: trained at {model.trained:g}, "
+            f"largest gap {model.largest_gap_nats:.4f} nats, {verdict}"
+        )
+    if found.matrix is not None:
+        yield from _matrix_lines(found.matrix)
+    if found.front:
+        yield "best of them by layers and loss, true evaluations"
+        for point in found.front:
+            layers, loss, *rest = point.items()
+            at = _knob_words(dict(rest))
+            yield f"  layers {layers[1]:.3f}  loss {loss[1]:.4f} nats  {at.rstrip()}"
+    yield from (f"note: {note}" for note in found.notes)
+    yield f"verdict: {found.verdict}"
+
+
+def _matrix_lines(matrix: "Matrix") -> Iterator[str]:
+    n_seeds = min(cell.n_seeds for cell in matrix.cells)
+    at = _knob_words(matrix.knobs)
+    yield f"trained by tested, {at}seeds {n_seeds}: loss in nats @ layers"
+    tested = sorted({cell.tested for cell in matrix.cells})
+    yield f"  {'trained':>9}" + "".join(f"  {f'tested at {value:g}':>16}" for value in tested)
+    for trained in sorted({cell.trained for cell in matrix.cells}):
+        row = [cell for cell in matrix.cells if cell.trained == trained]
+        cells = [f"{cell.loss_nats:.4f} @ {cell.avg_layers:.3f}" for cell in row]
+        yield f"  {trained:>9g}" + "".join(f"  {words:>16}" for words in cells)
+    for cost in matrix.costs:
+        yield (
+            f"  against one trained at {cost.value:g}, with as many layers: {cost.nats:+.4f} nats"
+        )
+
+
+def _knob_words(knobs: Mapping[str, Any]) -> str:
+    return "".join(f"{path.rpartition('.')[2]}={value:g} " for path, value in knobs.items())

@@ -1,6 +1,7 @@
 """The verbs that look at what ran: ``show``, ``report``, ``ui``."""
 
 import dataclasses
+import json
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from bkray.cli.frontier import FILE
 from bkray.cli.words import AsJson, Runs, print_json, print_tables
 from bkray.errors import ConfigError
 
@@ -24,13 +26,16 @@ def show(folder: Path, as_json: AsJson = False) -> int:
     with several seeds those of each configuration whose means are on it;
     "products" are the pairs of an ablation beside the product of their
     parts, "products_missing" the trials that these lack; "ladder" is a
-    length ladder as in its long_context_results.json, else null.
+    length ladder as in its long_context_results.json, else null;
+    "frontier" is what a sweep with --frontier found, else null.
     """
     from bkray.report import configurations, products, ranking, tables
     from bkray.report.ladder import ladder, plain
 
     rows, climbed = tables.collect(folder), ladder(folder)
     objectives = tables.objectives(folder)
+    frontier = folder / FILE
+    swept = json.loads(frontier.read_text()) if frontier.exists() else None
     if as_json:
         found = configurations.configurations(rows, objectives)
         print_json(
@@ -41,10 +46,13 @@ def show(folder: Path, as_json: AsJson = False) -> int:
                 "products": [dataclasses.asdict(one) for one in products.products(rows)],
                 "products_missing": products.missing(rows),
                 "ladder": climbed and plain(climbed),
+                "frontier": swept,
             }
         )
     else:
         print_tables(rows, objectives, climbed)
+        if swept is not None:
+            print(f"\nverdict: {swept['verdict']}")
     return 0
 
 

@@ -45,4 +45,5 @@ def resume(
     }
     given = {name: value for name, value in changes.items() if value is not None}
     options = replace(chosen_before(said, folder.resolve()), **given)
-    return run(load(said["source"]), options, as_json, resume=True)
+    value = load(said["source"], frontier=options.frontier)
+    return run(value, options, as_json, resume=True)

@@ -6,13 +6,14 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bkray.cli.frontier import sweep_lines
 from bkray.cli.words import (
     BUDGET_REACHED,
     INTERRUPTED,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # each verb imports what it needs, so that --help stays quick
     from bkray.cluster.tuner import SweepOptions, SweepOutcome
     from bkray.sinks.mlflow import Tracking
     from bkray.sinks.sink import SweepView
+    from bkray.train.verdict import AtInference
 
 
 def sweep(
@@ -54,6 +56,9 @@ def sweep(
         bool, typer.Option(help="Show what is known to be tried, run none.")
     ] = False,
     local: Annotated[bool, typer.Option(help="In this process, one by one, without Ray.")] = False,
+    frontier: Annotated[
+        bool, typer.Option(help="Sweep the sweep's threshold from checkpoints, not by training.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Run a whole sweep and show its leaderboard and Pareto front."""
@@ -61,7 +66,7 @@ def sweep(
     from bkray.overrides import parse
     from sweeps.load import load
 
-    value = load(name)
+    value = load(name, frontier=frontier)
     options = SweepOptions(
         runs=runs,
         out=out or runs / value.name / f"{datetime.now():%Y%m%d-%H%M%S}-{preset}",
@@ -80,6 +85,7 @@ def sweep(
         time_budget_seconds=seconds(time_budget),
         address=address,
         gpus=gpus_per_worker,
+        frontier=frontier,
     )
     if dry_run:
         plans = [proposal.overrides for proposal in planned(value, options)]
@@ -93,6 +99,7 @@ def sweep(
 
 def run(value: Sweep, options: "SweepOptions", as_json: bool, *, resume: bool = False) -> int:
     """Run a sweep under its views, write its table, show it; return the exit status."""
+    from bkray.cluster.at_inference import at_inference
     from bkray.cluster.options import check_room
     from bkray.cluster.record import git_state
     from bkray.cluster.retention import settle_checkpoints
@@ -144,8 +151,10 @@ def run(value: Sweep, options: "SweepOptions", as_json: bool, *, resume: bool = 
             view.close()
     if resume:
         _bring_up_to_date(ended.folder, tracking)
-    front = _tell(ended, as_json)
-    if not (ended.interrupted or ended.out_of_time):
+    is_over = not (ended.interrupted or ended.out_of_time)
+    found = at_inference(ended.folder, value, swept) if value.at_inference and is_over else None
+    front = _tell(ended, as_json, found)
+    if is_over:
         settle_checkpoints(ended.folder, front)
     if not as_json:
         where = where_to_look(tracking.uri, runs, shown.ui_path)
@@ -195,7 +204,7 @@ def _new_folder(wanted: Path) -> Iterator[Path]:
             folder.rmdir()
 
 
-def _tell(ended: "SweepOutcome", as_json: bool) -> list[str]:
+def _tell(ended: "SweepOutcome", as_json: bool, found: "AtInference | None") -> list[str]:
     """Print what came out; return the ids of the trials on the Pareto front."""
     from bkray.report import tables
     from bkray.report.configurations import configurations, front_trials
@@ -206,9 +215,12 @@ def _tell(ended: "SweepOutcome", as_json: bool) -> list[str]:
     front = front_trials(configurations(rows, objectives), objectives)
     if as_json:
         counts = {"folder": str(folder), "outcomes": dict(ended.outcomes)}
-        print_json({**counts, "n_reused": ended.n_reused, "pareto_front": front})
+        swept = {} if found is None else {"frontier": asdict(found)}
+        print_json({**counts, "n_reused": ended.n_reused, "pareto_front": front, **swept})
     else:
         print_tables(rows, objectives, ladder(folder))
+        if found is not None:
+            print("", *sweep_lines(found), sep="\n")
         print(
             f"\nReport: {folder}/report.html, and trials.parquet; again with: bkray show {folder}"
         )

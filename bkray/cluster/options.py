@@ -21,7 +21,8 @@ class SweepOptions:
     ``source`` is how the sweep was named, to find it again: ``act``, or the path of a file.
     ``seed`` is the sampler's; a trial's own is the override ``seed``, from which ``seeds`` trials
     of each configuration count up. ``gpus`` are per worker. More than one of the ``workers`` of a
-    trial, or ``ray_train``, let Ray Train carry it.
+    trial, or ``ray_train``, let Ray Train carry it. ``frontier`` says that the sweep is the
+    variant of its source that sweeps a knob at inference.
     """
 
     out: Path
@@ -41,6 +42,7 @@ class SweepOptions:
     time_budget_seconds: float | None = None
     address: str | None = None
     gpus: float = 0.0
+    frontier: bool = False
 
     @property
     def nested(self) -> bool:
@@ -97,6 +99,7 @@ def chosen_before(record: Mapping[str, Any], folder: Path) -> SweepOptions:
         ray_train=record["ray_train"],
         time_budget_seconds=record["time_budget_seconds"],
         gpus=record["gpus"],
+        frontier=record.get("frontier", False),
     )
 
 
@@ -113,4 +116,5 @@ def choices(options: SweepOptions, search: Search, scheduler_name: str) -> dict[
         "ray_train": options.nested,
         "time_budget_seconds": options.time_budget_seconds,
         "gpus": options.gpus,
+        "frontier": options.frontier,
     }

@@ -22,7 +22,7 @@ from bkray.nn.lm import LanguageModel, Prediction
 from bkray.train.step import losses
 
 WEIGHTS = {"act_lambda": "act", "exit_weight": "exit"}
-"""What a base model may weigh in its own loss, and the depth policy that it belongs to."""
+"""What a base model may weigh in its own loss, and the policy of it; with both, ``act_exit``."""
 
 
 class AdaptiveSequenceLengthWrapper(nn.Module):
@@ -174,9 +174,9 @@ class AdaptiveSequenceLengthWrapper(nn.Module):
         Raises:
             ConfigError: a value that is not allowed.
         """
-        for name, depth in WEIGHTS.items():
-            if hasattr(self.base_model, name):
-                knobs |= {"depth": depth, name: getattr(self.base_model, name)}
+        own = [name for name in WEIGHTS if hasattr(self.base_model, name)]
+        knobs |= {name: getattr(self.base_model, name) for name in own}
+        knobs["depth"] = "_".join(WEIGHTS[name] for name in own) or "dense"
         return model_config(
             num_experts=1, top_k=1, length="learned", length_penalty=self.length_penalty, **knobs
         )

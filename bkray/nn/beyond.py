@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from bkray.ops.copying import NOTHING, latest_follower
+from bkray.ops.copying import NOTHING, longest_follower
 
 LAGS = 8
 """Distances at which sites are compared: a pattern repeats itself within them."""
@@ -57,16 +57,16 @@ class Shallow(nn.Module):
 class Copy(nn.Module):
     """What followed the latest equal run of tokens, mixed with the shallow guess.
 
-    The longest of the runs in ``RUNS`` that came before in the row decides. It is trusted with
-    probability ``sigmoid(trust)``, one learned number per length of run.
+    Runs of 1, 2, 4 and 8 tokens are looked for; the longest one that came before in the row
+    decides. It is trusted with probability ``sigmoid(trust)``, one learned number per length of
+    run: a repeated pattern is found by all of them, a chance repeat by the short ones.
     """
 
-    RUNS = (1, 2, 4, 8)
-    """Tokens. A repeated pattern is found by all of them, a chance repeat by the short ones."""
+    N_RUNS = 4
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
-        self.trust = nn.Parameter(torch.linspace(-2.0, 2.0, len(self.RUNS)))
+        self.trust = nn.Parameter(torch.linspace(-2.0, 2.0, self.N_RUNS))
         self.shallow = Shallow(d_model)
 
     def forward(
@@ -74,32 +74,18 @@ class Copy(nn.Module):
     ) -> Tensor:
         """Return the answers of the sites from ``first`` on."""
         shallow_BNV: Tensor = self.shallow(tokens_BN, embedded_BND, start_BF, read, first)
-        copied_BN, run_BN = longest_follower(tokens_BN, self.RUNS)
+        guess_BNV = shallow_BNV.log_softmax(-1)
+        copied_BN, run_BN = longest_follower(tokens_BN, self.N_RUNS)
         token_BN1 = copied_BN[:, first:, None].clamp(min=0)
-        trust_BN = self.trust.to(shallow_BNV.dtype)[run_BN[:, first:].clamp(min=0)]
-        at_token_BN1 = shallow_BNV.gather(-1, token_BN1)
+        trust_BN1 = self.trust.to(guess_BNV.dtype)[run_BN[:, first:, None].clamp(min=0)]
+        guess_BN1 = guess_BNV.gather(-1, token_BN1)
         # p (1 - w) everywhere, w more at the copied token: over 1 - w, and only that one moves.
-        raised_BN1 = (shallow_BNV.logsumexp(-1) + trust_BN)[..., None]
         mixed_BN1 = torch.where(
-            run_BN[:, first:, None] == NOTHING,
-            at_token_BN1,
-            torch.logaddexp(at_token_BN1, raised_BN1),
-        ).to(shallow_BNV.dtype)  # under autocast logsumexp is float32
+            run_BN[:, first:, None] == NOTHING, guess_BN1, torch.logaddexp(guess_BN1, trust_BN1)
+        )
         if torch.is_grad_enabled():
-            return shallow_BNV.scatter(-1, token_BN1, mixed_BN1)
-        return shallow_BNV.scatter_(-1, token_BN1, mixed_BN1)  # no copy of a large tensor
-
-
-def longest_follower(tokens_BN: Tensor, runs: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Return what followed the longest run that came before, and which of ``runs`` that was."""
-    copied_BN = torch.full_like(tokens_BN, NOTHING)
-    run_BN = torch.full_like(tokens_BN, NOTHING)
-    for i, order in enumerate(runs):
-        follower_BN = latest_follower(tokens_BN, order)
-        found_BN = follower_BN != NOTHING
-        copied_BN = torch.where(found_BN, follower_BN, copied_BN)
-        run_BN = run_BN.masked_fill(found_BN, i)
-    return copied_BN, run_BN
+            return guess_BNV.scatter(-1, token_BN1, mixed_BN1)
+        return guess_BNV.scatter_(-1, token_BN1, mixed_BN1)  # no copy of a large tensor
 
 
 def beyond(policy: str, d_model: int) -> Repeat | Shallow | Copy:

@@ -6,6 +6,7 @@ from torch import nn
 
 from bkray.config import ModelConfig, TrialConfig
 from bkray.errors import ConfigError
+from bkray.nn.act_exit import ActExitDepth
 from bkray.nn.attention import AttentionMixer
 from bkray.nn.beyond import beyond
 from bkray.nn.bins import checked_bins, length_bins
@@ -131,9 +132,10 @@ def depth_policy(model: ModelConfig, vocab_size: int) -> DepthPolicy:
     # Every policy but early exit acts in the middle of an hourglass alone.
     n_layers = model.n_layers - 2 if model.multiscale else model.n_layers
     policy: DenseDepth | ActDepth | SparseDepth = DenseDepth()
-    if model.depth == "act":
-        assert model.act_threshold is not None
+    if model.act_threshold is not None:
         policy = ActDepth(model.d_model, n_layers, model.act_threshold)
+        if model.depth == "act_exit":
+            return ActExitDepth(policy, exit_depth(model, n_layers - 1, vocab_size))
     elif model.sparsity == "learned":
         policy = SparseDepth(model.d_model, n_layers if model.multiscale else n_layers - 1)
     return MultiscaleDepth(within=policy) if model.multiscale else policy

@@ -38,6 +38,8 @@ class Deep(NamedTuple):
     exits: tuple[Tensor, ...] = ()
     """Early exit in training only: the logits of all heads but the last one, each (B, N, V)."""
     sparsity: Sparsity | None = None
+    sure_BN: Tensor | None = None
+    """ACT with early exit in evaluation only: who left because a head was sure, not by halting."""
 
 
 class DenseDepth(nn.Module):
@@ -109,11 +111,13 @@ class ActDepth(nn.Module):
         self.halting = nn.ModuleList(HaltingUnit(d_model, n_layers) for _ in range(n_layers - 1))
 
     def forward(self, blocks: Sequence[Block], hidden_BND: Tensor, position_BN: Tensor) -> Deep:
-        layers = [
-            HaltingLayer(block, unit, self.threshold)
-            for block, unit in zip(blocks, [*self.halting, None], strict=True)
-        ]
-        return run_until_halted(layers, hidden_BND, position_BN)
+        return run_until_halted(self.layers(blocks), hidden_BND, position_BN)
+
+    def layers(self, blocks: Sequence[Block]) -> "list[HaltingLayer]":
+        """Return the blocks with who stops behind each of them."""
+        units = [*self.halting, None]
+        pairs = zip(blocks, units, strict=True)
+        return [HaltingLayer(block, unit, self.threshold) for block, unit in pairs]
 
 
 class Running(NamedTuple):
@@ -197,20 +201,34 @@ class HaltingLayer(NamedTuple):
         return Halted(hidden_BMD, c_BM, stops_BM, weight_BM, routed)
 
 
+Behind = Callable[[Running, Halted, Tensor | None], Halted]
+"""Has a say behind a layer: given who ran, what it did, and the weighted sum of the states before
+it (``None`` behind the first), returns what is to count."""
+
+
 def run_until_halted(
-    layers: Sequence[HaltingLayer], hidden_BND: Tensor, position_BN: Tensor
+    layers: Sequence[HaltingLayer],
+    hidden_BND: Tensor,
+    position_BN: Tensor,
+    behind: Behind | None = None,
 ) -> Deep:
-    """Run the layers over the tokens that have not stopped; the last layer stops the rest."""
+    """Run the layers over the tokens that have not stopped; the last layer stops the rest.
+
+    ``behind`` is asked at every layer but the last one.
+    """
     remainder_BN = hidden_BND.new_zeros(position_BN.shape)
     run = Running(hidden_BND, position_BN, remainder_BN)
-    sum_BND = hidden_BND  # replaced at the first layer
+    sum_BND: Tensor | None = None
     layers_BN = torch.zeros_like(position_BN)
     routing: list[Routing] = []
     for depth, layer in enumerate(layers, start=1):
-        hidden_BMD, c_BM, stops_BM, weight_BM, routed = layer.run(run)
+        halted = layer.run(run)
+        if behind is not None and depth < len(layers):
+            halted = behind(run, halted, sum_BND)
+        hidden_BMD, c_BM, stops_BM, weight_BM, routed = halted
         routing += [routed] if routed is not None else []
         run = run._replace(hidden_BMD=hidden_BMD, c_BM=c_BM)
-        if depth == 1:
+        if sum_BND is None:
             sum_BND = weight_BM[..., None] * hidden_BMD
         elif run.site_BM is None:
             sum_BND.addcmul_(weight_BM[..., None], hidden_BMD)  # no second copy of the sum
@@ -223,6 +241,7 @@ def run_until_halted(
         if run.hidden_BMD.shape[1] == 0:
             routing += unused([layer.block for layer in layers[depth:]])
             break
+    assert sum_BND is not None
     return Deep(sum_BND, layers_BN, remainder_BN, tuple(routing))
 
 

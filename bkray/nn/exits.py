@@ -50,9 +50,13 @@ class ExitDepth(nn.Module):
         self, stages: Sequence[Stage], hidden_BND: Tensor, position_BN: Tensor, read: Read
     ) -> Deep:
         """Do the same with stages in place of layers: a head behind each of them."""
-        early: Sequence[Read] = list(self.heads) or [read] * (len(stages) - 1)
+        early = self.readers(len(stages) - 1, read)
         run = run_all if self.training else self._run_until_sure
         return run(stages, [*early, read], hidden_BND, position_BN)
+
+    def readers(self, n_early: int, read: Read) -> list[Read]:
+        """Return the early heads, or ``read`` in their place where there are none."""
+        return list(self.heads) or [read] * n_early
 
     def _run_until_sure(
         self,
@@ -125,8 +129,8 @@ def places_of(run: Running, n_sites: int) -> Tensor:
     """Return where the running tokens stand among all tokens of the batch, (T,)."""
     site_BM = run.site_BM
     if site_BM is None:
-        return torch.arange(run.position_BM.numel(), device=run.position_BM.device)
-    first_B1 = n_sites * torch.arange(len(site_BM), device=site_BM.device)[:, None]
+        site_BM = torch.arange(n_sites, device=run.position_BM.device)
+    first_B1 = n_sites * torch.arange(len(run.position_BM), device=site_BM.device)[:, None]
     place_BM = first_B1 + site_BM
     return place_BM.flatten() if run.there_BM is None else place_BM[run.there_BM]
 

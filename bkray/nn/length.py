@@ -150,6 +150,7 @@ class LearnedLength(nn.Module):
             remainder_BN=(
                 None if said.remainder_BN is None else pad(said.remainder_BN, (0, n_behind))
             ),
+            sure_BN=None if said.sure_BN is None else pad(said.sure_BN, (0, n_behind)),
             exits=tuple(  # all heads are spared there; the answer learns as the last head's alone
                 torch.cat([exit_RNV, behind_RNV.detach().to(exit_RNV.dtype)], dim=1)
                 for exit_RNV in said.exits
@@ -182,12 +183,15 @@ class LearnedLength(nn.Module):
         )
 
         def inside(x_RN: Tensor | None) -> Tensor | None:
-            return None if x_RN is None else pad(x_RN, (0, n_behind)).where(is_inside_RN, 0)
+            if x_RN is None:
+                return None
+            return pad(x_RN, (0, n_behind)).where(is_inside_RN, x_RN.new_zeros(()))
 
         return said._replace(
             logits_BNV=torch.cat([said.logits_BNV[:, :least], behind_RNV], dim=1),
             layers_BN=inside(said.layers_BN),
             remainder_BN=inside(said.remainder_BN),
+            sure_BN=inside(said.sure_BN),
         )
 
     def _behind(self, tokens_BN: Tensor, embedded_BND: Tensor, first: int) -> Tensor:
@@ -227,4 +231,5 @@ def together(parts: Sequence[tuple[Rows, Prediction]]) -> Prediction:
         ),
         exits=tuple(whole(exit) for exit in zip(*(one.exits for one in said), strict=True)),
         sparsity=Sparsity(*(whole(x) for x in zip(*sparse, strict=True))) if sparse else None,
+        sure_BN=if_any([one.sure_BN for one in said]),
     )

@@ -57,6 +57,8 @@ class Prediction(NamedTuple):
     """Which tokens the layers computed, where that is learned."""
     carried: Carried | None = None
     """What goes into the next chunk, where the tokens are a chunk of a stream."""
+    sure_BN: Tensor | None = None
+    """ACT with early exit in evaluation only: who left because a head was sure, not by halting."""
 
 
 class DepthPolicy(Protocol):
@@ -185,6 +187,7 @@ class LanguageModel(nn.Module):
             deep.routing,
             exits=deep.exits,
             sparsity=deep.sparsity,
+            sure_BN=deep.sure_BN,
         )
 
     def read(self, hidden_BND: Tensor) -> Tensor:

@@ -15,6 +15,5 @@ def sureness(logits_V: Tensor, rule: Rule) -> Tensor:
     """
     precise_V = logits_V.to(torch.promote_types(logits_V.dtype, torch.float32))
     if rule == "confidence":
-        return (precise_V.amax(-1) - precise_V.logsumexp(-1)).exp()
-    log_V = precise_V.log_softmax(-1)
-    return (log_V.exp() * log_V).sum(-1)
+        return precise_V.softmax(-1).amax(-1)
+    return (precise_V.softmax(-1) * precise_V.log_softmax(-1)).sum(-1)

@@ -44,7 +44,8 @@ def evaluate(
     told apart as ``kinds/<kind>/...``. A model that computes a part of the sites says so as
     ``length/...``; the layers that sites ran through are ``act/...`` of a policy that halts, and
     ``depth/...`` of any other that does not run all of them. Sites that were not computed ran
-    through none.
+    through none. Where halting and heads stop tokens, ``exit/...`` is what heads stopped, told at
+    fixed length alone.
     """
     own = slice(team.rank, None, team.size)
     sides = (torch.split(x_WN[own], batch_size) for x_WN in (inputs_WN, targets_WN))
@@ -56,6 +57,7 @@ def evaluate(
     metrics = {"context/late_loss_nats": float(row.late_nats.mean()) / n_late}
     if score.halts:
         metrics |= depth_metrics(score.n_tokens_at_layer, float(row.remainder.sum()))
+        metrics |= _sure_metrics(score.n_sure_at_layer, len(targets_WN) * n_sites)
     elif score.n_tokens_at_layer and (score.bins or _is_cut_short(score, model)):
         metrics |= depth_metrics(score.n_tokens_at_layer, None)
     if score.bins:
@@ -92,6 +94,8 @@ class _Score(NamedTuple):
     bins: list[int]
     """Lengths in sites that were chosen from; empty where the length is fixed."""
     halts: bool
+    n_sure_at_layer: list[int]
+    """How many of the tokens a head stopped; empty where none is asked beside halting."""
 
 
 def _together(parts: Sequence[_Score], n_windows: int) -> _Score:
@@ -100,8 +104,9 @@ def _together(parts: Sequence[_Score], n_windows: int) -> _Score:
     for rank, part in enumerate(parts):
         row_WC[rank :: len(parts)] = part.row_WC
     counts = zip_longest(*(part.n_tokens_at_layer for part in parts), fillvalue=0)
+    sure = zip_longest(*(part.n_sure_at_layer for part in parts), fillvalue=0)
     first = parts[0]  # it has a window, if anybody has
-    return _Score(row_WC, [sum(of_layer) for of_layer in counts], first.bins, first.halts)
+    return _Score(row_WC, [*map(sum, counts)], first.bins, first.halts, [*map(sum, sure)])
 
 
 @torch.no_grad()
@@ -112,56 +117,69 @@ def _score(
     autocast: torch.autocast,
 ) -> _Score:
     if not windows:  # a team with more processes than windows
-        return _Score(torch.empty(0, len(Row._fields), dtype=torch.float64), [], [], False)
+        return _Score(torch.empty(0, len(Row._fields), dtype=torch.float64), [], [], False, [])
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     rows: list[Tensor] = []
     layers: list[Tensor] = []
+    sure: list[Tensor] = []
     for inputs, targets in windows:
         with autocast:
             prediction, loss_BN = _losses(model, inputs.to(device), targets.to(device), chunk)
         rows.append(torch.stack(_row(prediction, loss_BN), dim=1))
-        layers += (
-            [prediction.layers_BN.flatten().long()] if prediction.layers_BN is not None else []
-        )
+        layers_BN = prediction.layers_BN
+        if layers_BN is not None:
+            layers.append(layers_BN.flatten().long())
+            if prediction.sure_BN is not None:
+                sure.append(layers_BN.where(prediction.sure_BN, 0).flatten().long())
     model.train(was_training)
-    return _on_host(torch.cat(rows), layers, prediction, loss_BN.shape[1])
+    return _on_host(torch.cat(rows), layers, sure, prediction, loss_BN.shape[1])
 
 
 def _losses(
     model: nn.Module, inputs_BN: Tensor, targets_BN: Tensor, chunk: int | None
 ) -> tuple[Prediction, Tensor]:
     """Return what is said of rows, whose logits are of the last chunk alone, and their losses."""
-    layers, remainders, losses = [], [], []
+    layers, remainders, sure, losses = [], [], [], []
     targets = torch.split(targets_BN, chunk or targets_BN.shape[1], dim=1)
     for said, targets_Bn in zip(in_chunks(model, inputs_BN, chunk), targets, strict=True):
         losses.append(token_loss_nats(said, targets_Bn).double())
         layers += [] if said.layers_BN is None else [said.layers_BN]
         remainders += [] if said.remainder_BN is None else [said.remainder_BN]
+        sure += [] if said.sure_BN is None else [said.sure_BN]
     whole = said._replace(
         layers_BN=torch.cat(layers, dim=1) if layers else None,
         remainder_BN=torch.cat(remainders, dim=1) if remainders else None,
+        sure_BN=torch.cat(sure, dim=1) if sure else None,
     )
     return whole, torch.cat(losses, dim=1)
 
 
 def _on_host(
-    row_WC: Tensor, layers: Sequence[Tensor], prediction: Prediction, n_sites: int
+    row_WC: Tensor,
+    layers: Sequence[Tensor],
+    sure: Sequence[Tensor],
+    prediction: Prediction,
+    n_sites: int,
 ) -> _Score:
     """Copy what was seen from the device, all at once: each copy waits for it."""
-    parts = [row_WC.flatten(), row_WC.new_empty(0), row_WC.new_empty(0)]
+    nothing = row_WC.new_empty(0)
+    parts = [row_WC.flatten(), nothing, nothing, nothing]
     if layers:
         parts[1] = torch.cat(list(layers)).bincount().double()
+    if sure:  # with as many layers as there are, whoever was sure
+        parts[3] = torch.cat(list(sure)).bincount(minlength=len(parts[1])).double()
     if prediction.lengths is not None:
         parts[2] = prediction.lengths.bins_K.clamp(max=n_sites).double()
     flat = torch.cat(parts).cpu()
-    row_F, count_L, bins_K = torch.split(flat, [len(part) for part in parts])
+    row_F, count_L, bins_K, sure_L = torch.split(flat, [len(part) for part in parts])
     return _Score(
         row_F.view(row_WC.shape),
         count_L.long().tolist(),
         sorted(set(bins_K.long().tolist())),
         prediction.remainder_BN is not None,
+        sure_L.long().tolist(),
     )
 
 
@@ -210,6 +228,19 @@ def depth_metrics(counts: Sequence[int], remainder: float | None) -> dict[str, f
         "act/std_layers_executed": math.sqrt(variance),
         **{f"act/share_at_layer_{depth}": shares[depth] for depth in range(1, len(counts))},
     }
+
+
+def _sure_metrics(counts: Sequence[int], n_tokens: int) -> dict[str, float]:
+    """Return which share of the tokens heads stopped, in all and at each layer.
+
+    ``counts[l]`` were stopped at layer ``l``; those that no head stopped are counted at 0.
+    """
+    if not counts:
+        return {}
+    shares = {
+        f"exit/share_at_layer_{depth}": counts[depth] / n_tokens for depth in range(1, len(counts))
+    }
+    return {"exit/share_sure": sum(shares.values()), **shares}
 
 
 def _length_metrics(row: Row, n_sites: int, bins: Sequence[int]) -> dict[str, float]:

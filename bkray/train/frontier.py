@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bkray.errors import ConfigError
+from bkray.nn.act_exit import ActExitDepth
 from bkray.nn.depth import ActDepth
 from bkray.nn.exits import ExitDepth
-from bkray.nn.length import LearnedLength
 from bkray.nn.lm import LanguageModel
 from bkray.ops.frontier import best_bins_of_each, stop_curve
 from bkray.train.recorded import (
@@ -27,6 +26,7 @@ from bkray.train.recorded import (
     scored_at,
 )
 from bkray.train.run import Run
+from bkray.train.subject import model_of, windows_of, within
 
 N_BINS = (1, 2, 4, 8)
 PRICES = (0.01, 0.1, 1.0)
@@ -36,6 +36,9 @@ N_ESTIMATED, N_EVALUATED = 200, 8
 NO_HOURGLASS = (
     "the threshold is not swept with model.multiscale=true: a token's output depends on where "
     "its neighbours stop, so one pass tells too little"
+)
+NO_PAIR = (
+    "the thresholds are not swept with model.depth=act_exit: two of them decide together who stops"
 )
 
 
@@ -129,26 +132,22 @@ def frontier(run: Run) -> Frontier:
         ConfigError: the user's own model has none of these knobs.
         DataError: a loss is not finite.
     """
-    model, knobs = run.model, run.config.model
-    if not isinstance(model, LanguageModel | LearnedLength):
-        raise ConfigError(
-            f"model.build={knobs.build} has no knob to sweep: a frontier needs a "
-            "bkray.nn.lm.LanguageModel"
-        )
-    windows = Windows(*run.validation, run.config.train.batch_size, run.autocast)
+    model, knobs = model_of(run), run.config.model
+    windows = windows_of(run)
     n_seq = windows.inputs_EN.shape[1]
     candidates = candidates_of(model, n_seq)
     cuts = cut_losses(model, windows, candidates)
     prices = sorted({*PRICES, *([knobs.length_penalty] if knobs.length_penalty else [])})
     lengths = length_frontier(cuts, candidates, prices, beyond_of(model))
-    inner = model.model if isinstance(model, LearnedLength) else model
+    inner = within(model)
     stops = None
     if isinstance(inner.depth, ActDepth | ExitDepth):
         uncut_nats = float(cuts.table_EK[:, -1].mean())
         trained = StopPoint(inner.depth.threshold, cuts.avg_layers, uncut_nats)
         stops = stop_frontier(inner, inner.depth, windows, trained)
-    is_hourglass = bool(knobs.multiscale) and knobs.depth in ("act", "exit")
-    notes = (NO_HOURGLASS,) if is_hourglass else ()
+    notes = (NO_PAIR,) if isinstance(inner.depth, ActExitDepth) else ()
+    if knobs.multiscale and knobs.depth in ("act", "exit"):
+        notes = (NO_HOURGLASS,)
     return Frontier(run.progress.step, len(windows.inputs_EN), n_seq, lengths, stops, notes)
 
 

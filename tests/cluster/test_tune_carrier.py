@@ -1,6 +1,7 @@
 """Sweeps of the stand-in on Ray Tune: the events of the plain carrier, and no deadlock."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -9,15 +10,17 @@ from typing import Any
 
 import pytest
 import standin
-from standin import DIES, DIVERGES, FAILS, OUT_OF_MEMORY, carry, point, sweep_of
+from standin import DIES, DIVERGES, FAILS, OUT_OF_MEMORY, PARTS, carry, identify, point, sweep_of
 from views import Remembering
 
-from bkray.cluster.carriers import Job
+from bkray.cluster.carriers import Job, Parts
 from bkray.cluster.session import session
 from bkray.cluster.tune_carrier import CarriedTrial
+from bkray.cluster.tuner import SweepOptions, run_sweep
 from bkray.errors import ConfigError
-from bkray.events import EvalDone, TrialEnded
+from bkray.events import EvalDone, Event, TrialEnded
 from bkray.overrides import Overrides
+from bkray.sinks.parquet import ParquetSink
 from bkray.sweep import Trial
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
@@ -43,6 +46,29 @@ def test_bad_trials_do_not_hold_up_two_at_a_time(tmp_path: Path) -> None:
         "sweep.json",
         "trials",
     ]
+
+
+class DyingSink(ParquetSink):
+    """Its process dies, once, between writing an outcome and telling it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._died = folder.parent.with_name("died")
+
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        if isinstance(event, TrialEnded) and not self._died.exists():
+            self._died.touch()
+            os._exit(1)
+
+
+def test_a_trial_that_wrote_its_outcome_is_not_run_again(tmp_path: Path) -> None:
+    parts = Parts(PARTS.run_trial, DyingSink)
+    options = SweepOptions(out=tmp_path, preset="p", scheduler="none", concurrency=1)
+    ended = run_sweep(sweep_of(n_trials=2), options, parts=parts, identify=identify)
+    assert ended.outcomes == {"ok": 2}
+    outcomes = [json.loads(p.read_text()) for p in tmp_path.glob("trials/*/outcome.json")]
+    assert [outcome["attempt"] for outcome in outcomes] == [1, 1]
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "hyperband", "median"])

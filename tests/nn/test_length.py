@@ -14,12 +14,13 @@ from tiny import MIXERS, VOCABULARY, random_tokens, tiny_config
 from torch import Tensor
 
 from bkray.errors import ConfigError
-from bkray.nn.beyond import Copy, longest_follower
+from bkray.nn.beyond import Copy
 from bkray.nn.bins import checked_bins, length_bins, passes
 from bkray.nn.build import built_in
 from bkray.nn.length import LearnedLength
 from bkray.nn.lm import Prediction
 from bkray.nn.own_model import largest_leak
+from bkray.ops.copying import longest_follower
 from bkray.train.lengths import table
 from bkray.train.step import token_loss_nats
 
@@ -187,7 +188,7 @@ def test_a_copy_is_mixed_in_with_the_probability_it_is_trusted_with() -> None:
     assert isinstance(model.beyond, Copy)
     tokens = varied_rows()
     mixed = model._behind(tokens, model.model.embed(tokens), 3).softmax(-1)
-    copied_BN, run_BN = longest_follower(tokens, Copy.RUNS)
+    copied_BN, run_BN = longest_follower(tokens, Copy.N_RUNS)
     trust = model.beyond.trust.sigmoid()
     model.beyond = model.beyond.shallow
     shallow = model._behind(tokens, model.model.embed(tokens), 3).softmax(-1)

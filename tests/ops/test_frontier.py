@@ -10,24 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.frontier import falling_table, random_table
 from bkray.errors import ConfigError
 from bkray.ops.frontier import best_bins, exhaustive, greedy_with_swaps, stop_curve
-from bkray.ops.sureness import sureness
+from bkray.ops.sureness import Rule, sureness
 
 
 def drawn(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def random_table(n_candidates: int, seed: int, n_examples: int = 24) -> Tensor:
-    return torch.rand(n_examples, n_candidates, dtype=torch.float64, generator=drawn(seed))
-
-
-def falling_table(n_candidates: int, seed: int) -> Tensor:
-    """Costs as of cut rows: each loss falls towards its floor at its own pace, lengths cost."""
-    pace_E1, floor_E1 = torch.rand(2, 24, 1, dtype=torch.float64, generator=drawn(seed))
-    share_N = torch.arange(1, n_candidates + 1, dtype=torch.float64) / n_candidates
-    return floor_E1 + torch.exp(-share_N / (0.05 + pace_E1)) + 0.3 * share_N
 
 
 def plain_mean(table: Tensor, columns: tuple[int, ...]) -> float:
@@ -98,3 +88,15 @@ def test_sureness_is_the_largest_probability_or_the_negative_entropy() -> None:
     assert sureness(logits, "confidence").tolist() == pytest.approx([0.5, 0.75])
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert sureness(logits, "entropy").tolist() == pytest.approx([-math.log(2.0), -entropy])
+
+
+@pytest.mark.parametrize("rule", ["confidence", "entropy"])
+def test_sureness_is_nan_where_a_logit_is_and_nowhere_else(rule: Rule) -> None:
+    logits = torch.randn(2, 3, 5, generator=drawn(0))
+    logits[1, 2, 4] = math.nan
+    said = sureness(logits, rule)
+    assert said.isnan().nonzero().tolist() == [[1, 2]]
+    plain = [[float(sureness(logits[i, j], rule)) for j in range(3)] for i in range(2)]
+    assert said.nan_to_num().tolist() == [
+        pytest.approx(row) for row in (plain[0], [*plain[1][:2], 0.0])
+    ]

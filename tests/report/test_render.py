@@ -249,23 +249,21 @@ def test_a_report_needs_neither_torch_nor_ray_nor_a_server(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_the_verb_prints_the_paths_that_it_wrote(tmp_path: Path) -> None:
+def test_the_verb_prints_the_paths_that_it_wrote(
+    say_here: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
     sweep = write_record(tmp_path / "s")
     write_trial(sweep, 0, arm="dense-1", n_steps=50)
-    said = _say("report", str(sweep), "--json")
+    command = [sys.executable, "-m", "bkray.cli", "report", str(sweep), "--json"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
     assert said.returncode == 0
     paths = json.loads(said.stdout)
     assert set(paths) == {"html", "csv", "parquet", "figures", "results"}
     found = [paths["html"], paths["csv"], paths["parquet"], *paths["figures"]]
     assert all(Path(path).is_file() for path in found)
-    plain = _say("report", str(sweep)).stdout
+    plain = say_here("report", str(sweep)).stdout
     assert all(Path(path).name in plain for path in found)
-    wrong = _say("report", str(tmp_path))
-    shown = _say("show", str(tmp_path))
+    wrong = say_here("report", str(tmp_path))
+    shown = say_here("show", str(tmp_path))
     assert (wrong.returncode, wrong.stderr) == (shown.returncode, shown.stderr)
     assert wrong.stderr.count("\n") == 1
-
-
-def _say(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bkray.cli", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -3,7 +3,13 @@
 import optuna
 
 from bkray.cluster.grid import swept_paths, walk
-from search_spaces.act import GUIDE_PRESETS, suggest, suggest_grid
+from search_spaces.act import (
+    GUIDE_PRESETS,
+    suggest,
+    suggest_cost,
+    suggest_cost_grid,
+    suggest_grid,
+)
 
 
 def test_the_grid_is_the_guides_thirty_points() -> None:
@@ -22,6 +28,16 @@ def test_the_guides_presets_are_points_of_the_grid() -> None:
 def test_both_spaces_search_the_same_knobs() -> None:
     knobs = ["model.act_threshold", "model.act_lambda"]
     assert swept_paths(suggest, {}) == swept_paths(suggest_grid, {}) == knobs
+
+
+def test_the_cost_alone_has_the_same_range_and_grid() -> None:
+    assert [list(point.values()) for point in walk(suggest_cost_grid, {})] == [
+        *([0.001], [0.005], [0.01], [0.05], [0.1])
+    ]
+    trial = optuna.create_study().ask()
+    suggest_cost(trial)
+    penalty = optuna.distributions.FloatDistribution(0.001, 0.1, log=True)
+    assert trial.distributions == {"model.act_lambda": penalty}
 
 
 def test_the_continuous_space_covers_the_grid_and_spreads_lambda_by_its_logarithm() -> None:

@@ -34,6 +34,7 @@ DEPTHS: dict[str, dict[str, Any]] = {
     "dropout": {"dropout": 0.5},
     "act": {"depth": "act", "act_threshold": 0.8},
     "exit": {"depth": "exit", "exit_threshold": 0.3},
+    "act_exit": {"depth": "act_exit", "act_threshold": 0.8, "exit_threshold": 0.3},
     "hourglass": {"multiscale": True},
     "sparsity": {"sparsity": "learned"},
 }

@@ -45,6 +45,7 @@ SCATTERING = {**BK, **EXPERTS, "model.router": "scattering"}
 MONITORED = {**BK, "train.monitor": "birman_schwinger"}
 ACT = {"model.depth": "act", "model.n_layers": 3}
 EXIT = {"model.depth": "exit"}
+BOTH = {"model.depth": "act_exit", "model.n_layers": 3}
 SPARSE = {"model.sparsity": "learned"}
 LEARNED = {"model.length": "learned"}
 SPIKING = {"optimizer.lr": 3.0, "optimizer.warmup_steps": 0, "train.steps": 12}
@@ -269,6 +270,15 @@ KNOBS = [
     Knob("model.exit_rule", "entropy", validation_loss, {**EXIT, "model.exit_threshold": 0.01}),
     Knob("model.exit_threshold", 0.01, validation_loss, EXIT),
     Knob("model.exit_weight", 3.0, last_losses, EXIT),
+    Knob("model.depth", "act_exit", last_losses, ACT),
+    Knob("model.depth", "act_exit", n_params, EXIT),
+    Knob("model.act_threshold", 0.5, layers_run, BOTH),
+    Knob("model.act_lambda", 0.5, halting_weights, BOTH),
+    Knob("model.halt_lr_factor", 3.0, halting_weights, BOTH),
+    Knob("model.exit_heads", "own", n_params, BOTH),
+    Knob("model.exit_rule", "entropy", layers_run, {**BOTH, "model.exit_threshold": 0.01}),
+    Knob("model.exit_threshold", 0.01, layers_run, BOTH),
+    Knob("model.exit_weight", 3.0, last_losses, BOTH),
     Knob("model.length", "learned", n_params),
     Knob("model.length_layout", "exponential", expected_length, LEARNED),
     Knob("model.length_bins", 4, n_params, LEARNED),

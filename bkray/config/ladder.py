@@ -1,0 +1,44 @@
+"""The lengths that a trial climbs."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from bkray.config.section import Section
+
+
+class LadderConfig(Section):
+    """A ladder of sequence lengths, in tokens; the knobs act where ``lengths`` are given.
+
+    A trial climbs its lengths in turn, an equal share of the steps on each; the sweep ``ladder``
+    makes the trials: one per length and seed (``independent``), or one for all (``carry``).
+    """
+
+    lengths: str | None = Field(None, pattern=r"^\d+(,\d+)*$")
+    """``128,512,2048``, growing; each divides the last one, which is ``model.n_seq``."""
+    mode: Literal["independent", "carry"] | None = None
+    lr_rule: Literal["given", "transfer", "search"] | None = None
+    """Learning rate: as given; searched at the shortest length and taken over, with a test at the
+    longest; or searched at every length."""
+    batch: Literal["tokens", "rows"] | None = None
+    """What all lengths have in common, per step; ``train.batch_size`` is that of the longest."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        chosen = {name: value for name, value in given.items() if value is not None}
+        if chosen and "lengths" not in chosen:
+            name = next(iter(chosen))
+            raise ValueError(f"ladder.{name} does nothing without ladder.lengths: give 128,512,..")
+        if isinstance(chosen.get("lengths"), int):  # a single one, as a command line reads it
+            chosen["lengths"] = str(chosen["lengths"])
+        defaults = {"mode": "independent", "lr_rule": "given", "batch": "tokens"}
+        return {**defaults, **chosen} if chosen else chosen
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """The lengths as numbers; empty without any."""
+        return tuple(int(n) for n in self.lengths.split(",")) if self.lengths else ()

@@ -1,0 +1,77 @@
+"""The whole of a trial's config, and what its sections ask of each other."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from bkray.config.data import DataConfig
+from bkray.config.ladder import LadderConfig
+from bkray.config.model import ModelConfig
+from bkray.config.section import Section
+from bkray.config.training import OptimizerConfig, TrainConfig
+from bkray.knobs import why_not_in_chunks
+
+
+class TrialConfig(Section):
+    """Everything that decides the numbers of one trial."""
+
+    model: ModelConfig = Field(default_factory=lambda: ModelConfig())
+    data: DataConfig = Field(default_factory=lambda: DataConfig())
+    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig())
+    train: TrainConfig = Field(default_factory=lambda: TrainConfig())
+    ladder: LadderConfig = Field(default_factory=lambda: LadderConfig())
+    seed: int = Field(0, ge=0, lt=2**63)
+    threads: int = Field(1, ge=1)
+    """CPU threads of one trial: torch, numba and OpenMP alike."""
+    arm: str = ""
+    """Label of a rival within a sweep, such as ``dense-2``; empty for searched trials."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, given: Any) -> Any:
+        """The longest length of a ladder is the model's, unless that is given."""
+        model = given.get("model", {}) if isinstance(given, Mapping) else None
+        if not isinstance(model, Mapping):
+            return given
+        try:
+            longest = LadderConfig.model_validate(given["ladder"]).rungs[-1]
+        except (KeyError, IndexError, ValueError):
+            return given  # there is none, or the section's own check says what is wrong with it
+        return {**given, "model": {"n_seq": longest, **model}}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_lengths(self.ladder.rungs, self.model.n_seq, self.train)
+        if self.train.monitor != "off" and self.model.mixer != "bk":
+            raise ValueError(
+                f"train.monitor={self.train.monitor} does nothing in a model with "
+                f"mixer={self.model.mixer}: it has no potential; set train.monitor=off"
+            )
+        if self.train.chunk is not None:
+            refusal = why_not_in_chunks(self.model, self.train.chunk)
+            if refusal is not None:
+                raise ValueError(f"train.chunk={self.train.chunk} {refusal}")
+        return self
+
+
+def _check_lengths(rungs: tuple[int, ...], n_seq: int, train: TrainConfig) -> None:
+    if rungs:
+        grows = all(a < b for a, b in pairwise(rungs))
+        if not grows or rungs[0] < 2 or rungs[-1] != n_seq or any(n_seq % n for n in rungs):
+            raise ValueError(
+                f"ladder.lengths must grow from at least 2 up to model.n_seq={n_seq}, each a "
+                f"divisor of it, got {','.join(map(str, rungs))}"
+            )
+        if train.steps < len(rungs):
+            raise ValueError(
+                f"train.steps must be at least {len(rungs)} for as many ladder.lengths, got "
+                f"{train.steps}"
+            )
+    stretch = train.eval_stretch
+    if stretch is not None and (stretch % n_seq or train.eval_windows * n_seq % stretch):
+        raise ValueError(
+            f"train.eval_stretch={stretch} must be a multiple of model.n_seq={n_seq}, and "
+            f"train.eval_windows={train.eval_windows} windows whole stretches: change one of them"
+        )
