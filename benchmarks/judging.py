@@ -24,10 +24,10 @@ from bkray.data.shards import prepare
 from bkray.ops.memory import keep_freed_memory
 from bkray.overrides import build
 from bkray.stability import judge
-from bkray.train.loop import WINDOW, train_window
 from bkray.train.optim import lr_factor, set_lr
 from bkray.train.run import Run
 from bkray.train.step import losses
+from bkray.train.window import WINDOW, train_window
 from bkray.trial import compose, warm_up
 
 N_SEQ = (128, 512)

@@ -27,7 +27,7 @@ from bkray.overrides import build
 from bkray.report.stability import write_artifacts
 from bkray.sinks.mlflow import MlflowView, open_store
 from bkray.sinks.parquet import ParquetSink
-from bkray.train.loop import WINDOW
+from bkray.train.window import WINDOW
 from bkray.trial import run
 
 MOST_SHARE = 0.01

@@ -10,8 +10,7 @@ import torch
 
 from bkray import __version__, overrides
 from bkray.config import TrialConfig
-from bkray.data.batches import Batches, validation_windows
-from bkray.data.climb import Climb
+from bkray.data.of_trial import batches, validation, windows
 from bkray.data.shards import Shards, prepare
 from bkray.errors import ConfigError, ResumeError
 from bkray.events import Event, Measured, TrialEnded, TrialStarted, Warned
@@ -26,7 +25,6 @@ from bkray.train.loop import train
 from bkray.train.optim import adamw
 from bkray.train.run import Run, Stop, peak_memory_mib
 from bkray.train.spectrum import scan_in_float64
-from bkray.train.step import Part
 from bkray.train.summary import measure_speed, summary
 from bkray.train.team import ALONE, Team, check_shares
 from bkray.train.watch import Blocks
@@ -152,9 +150,9 @@ def compose(
         trained=model,
         blocks=Blocks(model),
         optimizer=optimizer,
-        batches=_batches(config, shards),
+        batches=batches(config, shards),
         rungs=rungs(config),
-        validation=_validation(config, shards),
+        validation=validation(config, shards),
         kinds=shards.kinds,
         vocabulary=shards.vocabulary,
         unigram_nats=shards.unigram_entropy_nats,
@@ -215,7 +213,7 @@ def evaluate_checkpoint(folder: Path, split: str) -> tuple[int, Evaluation]:
     trial, shards = open_checkpoint(folder)
     config, n_seq = trial.config, trial.config.model.n_seq
     n_fitting = max(1, (len(shards.tokens(split)) - 1) // n_seq)
-    inputs_WN, targets_WN = _windows(shards, split, n_seq, n_fitting)
+    inputs_WN, targets_WN = windows(shards, split, n_seq, n_fitting)
     score = evaluate(
         trial.model,
         inputs_WN,
@@ -231,44 +229,11 @@ def evaluate_checkpoint(folder: Path, split: str) -> tuple[int, Evaluation]:
 def _set_bins(trial: Run, shards: Shards) -> None:
     """Let scattering routers share training tokens evenly; the same ones in every process."""
     n_seq = min(trial.config.model.n_seq, CALIBRATION_TOKENS)
-    inputs_WN, _ = _windows(shards, "train", n_seq, CALIBRATION_TOKENS // n_seq)
+    inputs_WN, _ = windows(shards, "train", n_seq, CALIBRATION_TOKENS // n_seq)
     trial.model.eval()
     with torch.no_grad(), trial.autocast, calibrated(trial.model):
         trial.model(inputs_WN.to(trial.device))
     trial.model.train()
-
-
-def _batches(config: TrialConfig, shards: Shards) -> Batches | Climb:
-    """Return training batches of each rung; data are drawn anew for each."""
-    parts = [
-        (
-            Batches(
-                shards.tokens("train"),
-                rung.n_seq,
-                rung.batch_size,
-                config.seed,
-                segment=shards.segment,
-            ),
-            rung.last_step - rung.first_step + 1,
-        )
-        for rung in rungs(config)
-    ]
-    return parts[0][0] if len(parts) == 1 else Climb(parts)
-
-
-def _validation(config: TrialConfig, shards: Shards) -> Part:
-    """Return the validation windows, cut from stretches where the config says so."""
-    n_seq, plan = config.model.n_seq, config.train
-    stretch = plan.eval_stretch or n_seq
-    n_stretches = plan.eval_windows * n_seq // stretch
-    inputs_WN, targets_WN = _windows(shards, "valid", stretch, n_stretches)
-    return inputs_WN.reshape(-1, n_seq), targets_WN.reshape(-1, n_seq)
-
-
-def _windows(shards: Shards, split: str, n_seq: int, n_windows: int) -> Part:
-    return validation_windows(
-        shards.tokens(split), n_seq, n_windows, segment=shards.segment, kinds=shards.kinds
-    )
 
 
 def _device(config: TrialConfig) -> torch.device:

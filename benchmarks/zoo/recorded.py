@@ -18,7 +18,7 @@ from benchmarks.zoo.labels import label
 from benchmarks.zoo.traces import WINDOW, Trace
 from bkray.data.shards import prepare
 from bkray.overrides import build
-from bkray.train.loop import train_window
+from bkray.train.window import train_window
 from bkray.trial import compose, use_threads
 
 FILE = Path(__file__).with_name("recorded.parquet")

@@ -25,7 +25,7 @@ _DRAWN = {
 """Name of a figure to its metric, its title and that of its axis."""
 _FITTED = {"loss": "loss", "memory_gb": "memory_gb", "tokens_per_second": "seconds_per_token"}
 _NOTES = {
-    "memory_gb": " The peak is that of the process so far.",
+    "memory_gb": " The peak is that of the whole process since its trial began.",
     "gradient_norm": " Bars are the mean of the standard deviations, over the steps of a rung.",
 }
 _POINTS = 40

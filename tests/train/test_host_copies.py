@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trials import short_config
 
 from bkray.data.shards import prepare
-from bkray.train.loop import WINDOW, train_window
 from bkray.train.run import Run
+from bkray.train.window import WINDOW, train_window
 from bkray.trial import compose, warm_up
 
 

@@ -20,8 +20,8 @@ from bkray.events import EvalDone, Event, StepsDone, TrialEnded, TrialStarted
 from bkray.nn.lm import Prediction
 from bkray.overrides import build, config_paths, flatten, trial_id
 from bkray.train.checkpoint import NAME
-from bkray.train.loop import train_window
 from bkray.train.summary import dense_rival, reference_layers
+from bkray.train.window import train_window
 from bkray.trial import compose, run
 
 SMALL = {
