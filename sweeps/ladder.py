@@ -134,7 +134,12 @@ LENGTHS = "128,512,2048,8192,32768,131072"
 SWEEP = Sweep(
     name="ladder",
     overview="sequence lengths from 128 to 131,072 tokens, and the longest one that is stable",
-    base={"ladder.lengths": LENGTHS, "train.batch_size": 1, "train.chunk": 4096},
+    base={
+        "ladder.lengths": LENGTHS,
+        "data.corpus": "documents",  # rows of any length lie within one
+        "train.batch_size": 1,
+        "train.chunk": 4096,
+    },
     rivals=arms,
     follow=follow,
     objectives=(Objective(column="final_val_loss_nats", direction="minimize"),),

@@ -56,7 +56,7 @@ def test_pairs_that_are_left_out_are_those_that_no_config_allows() -> None:
 
 def test_arms_differ_in_their_features_alone() -> None:
     none, *others = [proposal.config for proposal in plan()]
-    knobs = ("act_", "halt_", "exit_", "sparsity_", "length_", "top_k", "balance_")
+    knobs = ("act_", "halt_", "exit_", "sparsity_", "length_", "top_k", "balance_", "router")
     for other in others:
         assert (other.data, other.optimizer, other.train) == (
             none.data,

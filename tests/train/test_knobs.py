@@ -23,6 +23,7 @@ from bkray.train.checkpoint import NAME
 from bkray.train.summary import dense_rival, reference_layers
 from bkray.train.window import train_window
 from bkray.trial import compose, run
+from sweeps.ladder import arms
 
 SMALL = {
     "model.mixer": "linear_recurrence",
@@ -38,6 +39,7 @@ SMALL = {
     "train.device": "cpu",
     "optimizer.warmup_steps": 2,
 }
+CLIMBING = {"ladder.lengths": "4,16"}
 BK = {"model.mixer": "bk", "model.n_heads": 4, "model.n_values": 2}
 ATTENTION = {"model.mixer": "attention", "model.n_heads": 2}
 EXPERTS = {"model.n_experts": 4}
@@ -125,6 +127,14 @@ def validation_loss(config: TrialConfig, folder: Path) -> Any:
 
 def evaluated_steps(config: TrialConfig, folder: Path) -> Any:
     return [event.step for event in of(EvalDone, config)]
+
+
+def evaluated_losses(config: TrialConfig, folder: Path) -> Any:
+    return [event.loss_nats for event in of(EvalDone, config)]
+
+
+def ladder_arms(config: TrialConfig, folder: Path) -> Any:
+    return [arm.name for arm in arms(flatten(config))]
 
 
 def evaluated_numbers(config: TrialConfig, folder: Path) -> Any:
@@ -318,6 +328,11 @@ KNOBS = [
     Knob("train.max_interventions", 1, interventions, {**SPIKING, "train.on_spike": "rewind"}),
     Knob("train.monitor", "birman_schwinger", evaluated_numbers, BK),
     Knob("train.precision_upgrade", 1.5, last_losses, MONITORED),
+    Knob("train.eval_stretch", 32, validation_loss),
+    Knob("ladder.lengths", "4,16", evaluated_losses),
+    Knob("ladder.mode", "carry", ladder_arms, CLIMBING),
+    Knob("ladder.lr_rule", "search", ladder_arms, CLIMBING),
+    Knob("ladder.batch", "rows", steps_and_tokens, CLIMBING),
     Knob("seed", 1, first_losses),
     Knob("threads", 2, threads),
     Knob("arm", "dense-2", arm),
@@ -382,6 +397,7 @@ def test_knobs_of_the_optimizer_leave_the_very_first_loss_alone(
         "train.chunk",
         "train.eval_every",
         "train.eval_windows",
+        "train.eval_stretch",
         "threads",
         "arm",
     ],
