@@ -35,7 +35,8 @@ def test_the_score_is_the_mean_surprise_per_token() -> None:
     surprise = -model(inputs).logits_BNV.log_softmax(-1).gather(-1, targets[..., None])
     said = evaluate(model, inputs, targets, batch_size=3, autocast=OFF)
     assert said.loss_nats == pytest.approx(surprise.mean().item(), rel=1e-12)
-    assert said.metrics == {}
+    late = surprise[:, surprise.shape[1] // 2 :].mean().item()
+    assert said.metrics == {"context/late_loss_nats": pytest.approx(late, rel=1e-12)}
 
 
 @pytest.mark.parametrize("training", [True, False])
