@@ -8,13 +8,17 @@ and what is carried over each border.
 """
 
 import json
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from benchmarks.judging import paired
+from benchmarks.length import held
 from bkray.nn.build import language_model
 from bkray.nn.lm import LanguageModel
 from bkray.ops.memory import keep_freed_memory
@@ -30,6 +34,9 @@ from bkray.trial import use_threads
 VOCABULARY = 256
 SMALL = {"model.d_model": 32, "model.n_layers": 2, "model.n_heads": 8, "model.n_values": 4}
 STREAMS = ((32_768, 4096), (1_048_576, 4096))
+COMPARED = (2_048, 131_072, 1024, 5)
+MOST_TIME = 1.25
+"""The bar."""
 STEPS = ((2_048, 1024), (8_192, 1024), (32_768, 1024), (131_072, 1024), (8_192, None))
 
 
@@ -52,6 +59,29 @@ def main() -> None:
                 f"{said['peak'] - said['idle']:>10.1f} {1e6 * said['seconds'] / n_sites:>9.2f}",
                 flush=True,
             )
+
+    print(time_per_token(*COMPARED))
+
+
+def time_per_token(short: int, long: int, chunk: int, n_pairs: int) -> str:
+    """Return how much longer a token takes in a long row than in as many tokens of short ones."""
+    use_threads(1)
+    keep_freed_memory()
+    take = stepper(chunk)
+    rows = torch.randint(VOCABULARY, (1, long + 1)), torch.randint(VOCABULARY, (1, short + 1))
+    take(rows[1])
+
+    def many() -> None:
+        for _ in range(long // short):
+            take(rows[1])
+
+    ratios = sorted(one / other for one, other in paired(lambda: take(rows[0]), many, n_pairs))
+    middle = statistics.median(ratios)
+    return (
+        f"time per token at {long:,} over that at {short:,}, both in chunks of {chunk}: "
+        f"{middle:.3f} ({ratios[0]:.3f}..{ratios[-1]:.3f}); the bar is {MOST_TIME}: "
+        f"{held(middle <= MOST_TIME)}"
+    )
 
 
 def in_a_process(kind: str, n_sites: int, chunk: int | None) -> dict[str, float]:
@@ -82,9 +112,24 @@ def step(n_sites: int, chunk: int | None) -> dict[str, float]:
     """Take two steps on one row of so many sites; the first one compiles the scan."""
     use_threads(1)
     keep_freed_memory()
+    take, device = stepper(chunk), torch.device("cpu")
+    tokens_BN = torch.randint(VOCABULARY, (1, n_sites + 1))
+    take(tokens_BN[:, :65])
+    measure.forget_peak_memory(device)
+    idle = measure.peak_memory_mib(device)
+    start = time.perf_counter()
+    take(tokens_BN)
+    return {
+        "idle": idle,
+        "peak": measure.peak_memory_mib(device),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def stepper(chunk: int | None) -> Callable[[torch.Tensor], None]:
+    """Return what takes one optimizer step on rows of tokens."""
     trained, device = model(), torch.device("cpu")
     optimizer = adamw(trained, build(SMALL).optimizer)
-    tokens_BN = torch.randint(VOCABULARY, (1, n_sites + 1))
 
     def take(tokens: torch.Tensor) -> None:
         optimizer_step(
@@ -100,16 +145,7 @@ def step(n_sites: int, chunk: int | None) -> dict[str, float]:
             chunk=chunk,
         )
 
-    take(tokens_BN[:, :65])
-    measure.forget_peak_memory(device)
-    idle = measure.peak_memory_mib(device)
-    start = time.perf_counter()
-    take(tokens_BN)
-    return {
-        "idle": idle,
-        "peak": measure.peak_memory_mib(device),
-        "seconds": time.perf_counter() - start,
-    }
+    return take
 
 
 if __name__ == "__main__":
