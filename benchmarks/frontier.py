@@ -30,8 +30,9 @@ from bkray.ops.frontier import exhaustive, greedy_with_swaps
 from bkray.overrides import parse
 from bkray.train.evaluate import evaluate
 from bkray.train.frontier import N_EVALUATED, frontier, length_frontier
-from bkray.train.recorded import Windows, candidates_of, cut_losses, recorded_stops
+from bkray.train.recorded import candidates_of, cut_losses, recorded_stops
 from bkray.train.run import Run
+from bkray.train.subject import windows_of
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "dense": {},
@@ -77,10 +78,6 @@ def parts(run: Run) -> Mapping[str, Callable[[], Any]]:
     if isinstance(model, LanguageModel) and isinstance(model.depth, ActDepth | ExitDepth):
         found["stops recorded"] = partial(recorded_stops, model, model.depth, windows)
     return {**found, "all of it": partial(frontier, run)}
-
-
-def windows_of(run: Run) -> Windows:
-    return Windows(*run.validation, run.config.train.batch_size, run.autocast)
 
 
 def evaluation(run: Run) -> None:

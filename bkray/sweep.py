@@ -7,6 +7,9 @@ from typing import Any, Literal, Protocol
 from bkray.errors import ConfigError
 from bkray.overrides import DENSE, Overrides, build
 
+SWEPT_AT_INFERENCE = {"model.act_threshold": "act", "model.exit_threshold": "exit"}
+"""Knobs that one checkpoint can be swept in, and the ``model.depth`` that has them."""
+
 
 class Trial(Protocol):
     """What a search space may ask of the trial at hand; names are config paths."""
@@ -89,7 +92,7 @@ class Sweep:
 
     ``frontier`` is the variant that ``--frontier`` runs. It does not search the knob
     ``at_inference``, which is swept from its checkpoints; its arms train a few other values of
-    that knob, to tell what testing away from training costs.
+    that knob, to tell what testing away from training costs. It is one of ``SWEPT_AT_INFERENCE``.
     """
 
     name: str
@@ -109,6 +112,11 @@ class Sweep:
     def __post_init__(self) -> None:
         if self.follow is not nothing_follows and self.space is not no_space:
             raise ConfigError(f"sweep {self.name} has a space and follow: leave one of them out")
+        if self.at_inference and self.at_inference not in SWEPT_AT_INFERENCE:
+            raise ConfigError(
+                f"sweep {self.name}: at_inference must be one of {', '.join(SWEPT_AT_INFERENCE)}, "
+                f"got {self.at_inference!r}"
+            )
 
 
 def dense_depths(base: Overrides) -> list[Arm]:

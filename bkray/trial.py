@@ -197,7 +197,8 @@ def open_checkpoint(folder: Path) -> tuple[Run, Shards]:
     trial = compose(config, shards, folder)
     if trial.progress.step == 0:
         missing = f"{folder} has no checkpoint yet: {checkpoint.NAME} is missing"
-        raise ResumeError(trial.warnings[0] if trial.warnings else missing)
+        damage = trial.warnings[0].removesuffix(checkpoint.ANEW) if trial.warnings else ""
+        raise ResumeError(damage or missing)
     return trial, shards
 
 

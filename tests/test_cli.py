@@ -220,8 +220,8 @@ def test_a_dry_run_shows_the_arms_and_runs_nothing(say_here: Say, tmp_path: Path
 
 
 def test_help_names_every_verb_with_an_example(say: Say, say_here: Say) -> None:
-    verbs = ["train", "sweep", "resume", "show", "report", "eval", "why", "replay"]
-    verbs += ["mlflow-sync", "ui"]
+    verbs = ["train", "sweep", "resume", "show", "report", "eval", "frontier"]
+    verbs += ["why", "replay", "mlflow-sync", "ui"]
     shown = say("--help").stdout
     assert all(f" {verb} " in shown for verb in verbs)
     for verb in verbs:

@@ -1,14 +1,16 @@
 """The verb that sweeps inference knobs of one checkpoint: ``frontier``."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bkray.atomic import write_json
 from bkray.cli.words import AsJson, print_json
+from bkray.sinks.sink import Null
+from bkray.sweep import Sweep
 
 if TYPE_CHECKING:
     from bkray.train.frontier import BinsPoint, Frontier, LengthFrontier, StopFrontier
@@ -98,30 +100,67 @@ def _stop_lines(stops: "StopFrontier") -> Iterator[str]:
     )
 
 
+class DropsStale:
+    """A view under which a sweep that trains anything more loses the verdict on what it was."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / FILE
+
+    def trial(self, trial_id: str) -> Null:
+        self._file.unlink(missing_ok=True)
+        return Null()
+
+    def close(self) -> None:
+        pass
+
+
+def sweep_checkpoints(
+    folder: Path, sweep: Sweep, searched: Sequence[str], as_json: bool
+) -> "AtInference | None":
+    """Sweep and show what the sweep has at inference; ``None`` where Ctrl-C ended it."""
+    try:
+        from bkray.cluster.at_inference import at_inference, n_checkpoints
+
+        if not as_json:
+            print(
+                f"\nsweeping {n_checkpoints(folder, sweep.at_inference)} checkpoints", flush=True
+            )
+        found = at_inference(folder, sweep, searched)
+    except KeyboardInterrupt:
+        return None
+    if not as_json:
+        print(*sweep_lines(found), sep="\n")
+    return found
+
+
 def sweep_lines(found: "AtInference") -> Iterator[str]:
     """Yield what a sweep with ``--frontier`` found, and last what may be concluded."""
+    from bkray.train.verdict import knob_words
+
     yield f"{found.knob} swept from {len(found.models)} checkpoints; the curve of each: {FILE}"
     for model in found.models:
         verdict = "allowed" if model.is_allowed else "too far from the truth"
         yield (
-            f"  {_knob_words(model.knobs)}seed={model.seed}: trained at {model.trained:g}, "
+            f"  {knob_words(model.knobs)}seed={model.seed}: trained at {model.trained:g}, "
             f"largest gap {model.largest_gap_nats:.4f} nats, {verdict}"
         )
     if found.matrix is not None:
         yield from _matrix_lines(found.matrix)
     if found.front:
-        yield "best of them by layers and loss, true evaluations"
+        yield "best of them by layers and loss, true evaluations, means over seeds"
         for point in found.front:
             layers, loss, *rest = point.items()
-            at = _knob_words(dict(rest))
+            at = knob_words(dict(rest))
             yield f"  layers {layers[1]:.3f}  loss {loss[1]:.4f} nats  {at.rstrip()}"
     yield from (f"note: {note}" for note in found.notes)
     yield f"verdict: {found.verdict}"
 
 
 def _matrix_lines(matrix: "Matrix") -> Iterator[str]:
+    from bkray.train.verdict import knob_words
+
     n_seeds = min(cell.n_seeds for cell in matrix.cells)
-    at = _knob_words(matrix.knobs)
+    at = knob_words(matrix.knobs)
     yield f"trained by tested, {at}seeds {n_seeds}: loss in nats @ layers"
     tested = sorted({cell.tested for cell in matrix.cells})
     yield f"  {'trained':>9}" + "".join(f"  {f'tested at {value:g}':>16}" for value in tested)
@@ -130,10 +169,5 @@ def _matrix_lines(matrix: "Matrix") -> Iterator[str]:
         cells = [f"{cell.loss_nats:.4f} @ {cell.avg_layers:.3f}" for cell in row]
         yield f"  {trained:>9g}" + "".join(f"  {words:>16}" for words in cells)
     for cost in matrix.costs:
-        yield (
-            f"  against one trained at {cost.value:g}, with as many layers: {cost.nats:+.4f} nats"
-        )
-
-
-def _knob_words(knobs: Mapping[str, Any]) -> str:
-    return "".join(f"{path.rpartition('.')[2]}={value:g} " for path, value in knobs.items())
+        lost = "unknown, it never runs as many" if cost.nats is None else f"{cost.nats:+.4f} nats"
+        yield f"  against one trained at {cost.value:g}, with as many layers: {lost}"

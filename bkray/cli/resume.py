@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bkray.cli.sweep import run, seconds
-from bkray.cli.words import AsJson
+from bkray.cli.sweep import run
+from bkray.cli.words import AsJson, seconds
 
 
 def resume(

@@ -1,7 +1,6 @@
 """``bkray sweep``."""
 
 import itertools
-import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -9,11 +8,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bkray.cli.frontier import sweep_lines
+from bkray.cli.frontier import DropsStale, sweep_checkpoints
 from bkray.cli.words import (
     BUDGET_REACHED,
     INTERRUPTED,
@@ -22,17 +21,20 @@ from bkray.cli.words import (
     Runs,
     Words,
     print_json,
+    print_plan,
     print_tables,
+    seconds,
+    times_seeds,
     where_to_look,
 )
 from bkray.errors import ConfigError, TrackingError
 from bkray.sweep import Sweep
 
 if TYPE_CHECKING:  # each verb imports what it needs, so that --help stays quick
+    from bkray.cluster.search import Search
     from bkray.cluster.tuner import SweepOptions, SweepOutcome
     from bkray.sinks.mlflow import Tracking
     from bkray.sinks.sink import SweepView
-    from bkray.train.verdict import AtInference
 
 
 def sweep(
@@ -88,8 +90,8 @@ def sweep(
         frontier=frontier,
     )
     if dry_run:
-        plans = [proposal.overrides for proposal in planned(value, options)]
-        _show_plan(plans, seeds, as_json)
+        _resolved(value, options)
+        print_plan([proposal.overrides for proposal in planned(value, options)], seeds, as_json)
         return 0
     if out is not None:
         return run(value, options, as_json)
@@ -99,13 +101,11 @@ def sweep(
 
 def run(value: Sweep, options: "SweepOptions", as_json: bool, *, resume: bool = False) -> int:
     """Run a sweep under its views, write its table, show it; return the exit status."""
-    from bkray.cluster.at_inference import at_inference
     from bkray.cluster.options import check_room
     from bkray.cluster.record import git_state
-    from bkray.cluster.retention import settle_checkpoints
     from bkray.cluster.room import room_in
     from bkray.cluster.store import n_ended
-    from bkray.cluster.tuner import base_config, resolve, run_sweep
+    from bkray.cluster.tuner import base_config, run_sweep
     from bkray.report.render import write_report
     from bkray.report.stability import write_artifacts
     from bkray.sinks.console import ConsoleView
@@ -115,13 +115,13 @@ def run(value: Sweep, options: "SweepOptions", as_json: bool, *, resume: bool = 
     for folder in (options.out, runs):
         if set("?#%") & set(str(folder)):  # databases are opened by address, where these mean more
             raise ConfigError(f"the folder {str(folder)!r} must be without ?, # and %")
-    search = resolve(value, options)
+    search = _resolved(value, options)
     check_room(options, base_config(search))
     swept = search.swept()
     git = git_state()
     n_done = n_ended(options.out)
     if not as_json:
-        of_seeds = _times_seeds(search.n_configurations, options.seeds)
+        of_seeds = times_seeds(search.n_configurations, options.seeds)
         done = f", {n_done} of them done" if resume else ""
         what = f"{search.n_planned} trials{of_seeds}{done} into {options.out}"
         print(f"{what}; starting up", flush=True)
@@ -139,7 +139,7 @@ def run(value: Sweep, options: "SweepOptions", as_json: bool, *, resume: bool = 
         folder=options.out,
         artifacts=write_artifacts,
     )
-    views.append(shown)
+    views += [shown, DropsStale(options.out)]
     try:
         ended = run_sweep(value, options, views, resume=resume)
         with room_in(ended.folder):
@@ -151,15 +151,21 @@ def run(value: Sweep, options: "SweepOptions", as_json: bool, *, resume: bool = 
             view.close()
     if resume:
         _bring_up_to_date(ended.folder, tracking)
-    is_over = not (ended.interrupted or ended.out_of_time)
-    found = at_inference(ended.folder, value, swept) if value.at_inference and is_over else None
-    front = _tell(ended, as_json, found)
-    if is_over:
-        settle_checkpoints(ended.folder, front)
+    ended = _tell(ended, value, swept, as_json)
     if not as_json:
         where = where_to_look(tracking.uri, runs, shown.ui_path)
         print(f"Compare the trials in the MLflow UI: {where}")
     return _status(ended, options)
+
+
+def _resolved(value: Sweep, options: "SweepOptions") -> "Search":
+    """Return the sweep with the user's choices; an error where none of it could be swept."""
+    from bkray.cluster.at_inference import check_at_inference
+    from bkray.cluster.tuner import base_config, resolve
+
+    search = resolve(value, options)
+    check_at_inference(value, base_config(search), options.scheduler)
+    return search
 
 
 def _bring_up_to_date(folder: Path, tracking: "Tracking") -> None:
@@ -204,8 +210,12 @@ def _new_folder(wanted: Path) -> Iterator[Path]:
             folder.rmdir()
 
 
-def _tell(ended: "SweepOutcome", as_json: bool, found: "AtInference | None") -> list[str]:
-    """Print what came out; return the ids of the trials on the Pareto front."""
+def _tell(
+    ended: "SweepOutcome", value: Sweep, searched: list[str], as_json: bool
+) -> "SweepOutcome":
+    """Print what came out, the leaderboard before checkpoints are swept; drop those that nobody
+    needs any more. Return how it ended, which Ctrl-C may have changed."""
+    from bkray.cluster.retention import settle_checkpoints
     from bkray.report import tables
     from bkray.report.configurations import configurations, front_trials
     from bkray.report.ladder import ladder
@@ -213,39 +223,23 @@ def _tell(ended: "SweepOutcome", as_json: bool, found: "AtInference | None") -> 
     folder = ended.folder
     rows, objectives = tables.collect(folder), tables.objectives(folder)
     front = front_trials(configurations(rows, objectives), objectives)
-    if as_json:
-        counts = {"folder": str(folder), "outcomes": dict(ended.outcomes)}
-        swept = {} if found is None else {"frontier": asdict(found)}
-        print_json({**counts, "n_reused": ended.n_reused, "pareto_front": front, **swept})
-    else:
+    counts = {"folder": str(folder), "outcomes": dict(ended.outcomes)}
+    told = {**counts, "n_reused": ended.n_reused, "pareto_front": front}
+    if not as_json:
         print_tables(rows, objectives, ladder(folder))
+    is_over = not (ended.interrupted or ended.out_of_time)
+    if is_over and value.at_inference:
+        found = sweep_checkpoints(folder, value, searched, as_json)
+        is_over = found is not None
+        ended = replace(ended, interrupted=not is_over)
         if found is not None:
-            print("", *sweep_lines(found), sep="\n")
+            told["frontier"] = asdict(found)
+    if is_over:
+        settle_checkpoints(folder, front)
+    if as_json:
+        print_json(told)
+    else:
         print(
             f"\nReport: {folder}/report.html, and trials.parquet; again with: bkray show {folder}"
         )
-    return front
-
-
-def seconds(text: str | None) -> float | None:
-    """Return the seconds of ``90s``, ``30m``, ``2h`` or a bare number of seconds."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
-    if found is None or float(found[1]) <= 0:
-        raise ConfigError(f"--time-budget must be above 0, such as 90s, 30m or 2h, got {text!r}")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
-
-
-def _times_seeds(n_configurations: int, seeds: int) -> str:
-    return f" ({n_configurations} configurations x {seeds} seeds)" if seeds > 1 else ""
-
-
-def _show_plan(plans: list[dict[str, Any]], seeds: int, as_json: bool) -> None:
-    if as_json:
-        print_json(plans)
-        return
-    for plan in plans:
-        print(" ".join(f"{path}={value}" for path, value in plan.items()))
-    of_seeds = _times_seeds(len(plans), seeds)
-    print(f"{len(plans) * seeds} trials{of_seeds} are known before the sampler is asked")
+    return ended

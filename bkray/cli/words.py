@@ -1,6 +1,7 @@
 """What the verbs share: options, exit statuses, printing."""
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bkray.atomic import jsonable
+from bkray.errors import ConfigError
 from bkray.sweep import Objective
 
 if TYPE_CHECKING:
@@ -24,6 +26,30 @@ Runs = Annotated[Path, typer.Option(help="Folder of all runs and of the embedded
 
 def print_json(value: Any) -> None:
     print(json.dumps(jsonable(value), indent=2, default=str))
+
+
+def times_seeds(n_configurations: int, seeds: int) -> str:
+    return f" ({n_configurations} configurations x {seeds} seeds)" if seeds > 1 else ""
+
+
+def print_plan(plans: list[dict[str, Any]], seeds: int, as_json: bool) -> None:
+    if as_json:
+        print_json(plans)
+        return
+    for plan in plans:
+        print(" ".join(f"{path}={value}" for path, value in plan.items()))
+    of_seeds = times_seeds(len(plans), seeds)
+    print(f"{len(plans) * seeds} trials{of_seeds} are known before the sampler is asked")
+
+
+def seconds(text: str | None) -> float | None:
+    """Return the seconds of ``90s``, ``30m``, ``2h`` or a bare number of seconds."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if found is None or float(found[1]) <= 0:
+        raise ConfigError(f"--time-budget must be above 0, such as 90s, 30m or 2h, got {text!r}")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def where_to_look(uri: str, runs: Path, path: str | None) -> str:

@@ -21,6 +21,9 @@ from bkray.stability import Health, Norms
 FOLDER = "checkpoints"
 NAME, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
+ANEW = "; began again from the start"
+"""What a trial without a checkpoint that can be read does."""
+
 RngState = dict[str, Any]
 State = dict[str, Any]
 """What a checkpoint holds: tensors, plain numbers, texts, and containers of them."""
@@ -139,7 +142,7 @@ def load(folder: Path, trial_id: str) -> Loaded:
             _check_owner(path, state, trial_id)
             gone_back = f"{damages[0]}; went on from {path.name}" if damages else ""
             return Loaded(state, gone_back)
-    return Loaded(None, f"{'; '.join(damages)}; began again from the start" if damages else "")
+    return Loaded(None, f"{'; '.join(damages)}{ANEW}" if damages else "")
 
 
 def set_damaged_aside(folder: Path) -> None:

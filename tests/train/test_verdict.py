@@ -32,7 +32,11 @@ def matrix(*nats: float | None, n_seeds: int = 1) -> Matrix:
 
 
 def test_it_is_replaced_where_gap_and_matrix_allow() -> None:
-    found = judge(KNOB, (model(), model(ALLOWED_GAP_NATS, seed=1)), matrix(0.0012, 0.03, n_seeds=2))
+    found = judge(
+        KNOB,
+        (model(), model(ALLOWED_GAP_NATS, seed=1)),
+        matrix(0.0012, ALLOWED_COST_NATS, n_seeds=2),
+    )
     assert found.is_replaced
     assert found.verdict == (
         "act_threshold swept at inference: largest gap 0.0100 nats <= 0.01; at equal layers, "
@@ -147,7 +151,7 @@ def test_the_front_is_of_means_over_seeds_and_not_of_the_luckiest() -> None:
 def test_a_dense_rival_that_is_better_than_the_front_is_named(
     n_layers: int, loss: float, is_better: bool
 ) -> None:
-    rivals = [Rival("dense-1", 1, 9.0), Rival("dense-x", n_layers, loss)]
+    rivals = (Rival("dense-1", 1, 9.0), Rival("dense-x", n_layers, loss))
     found = judge(KNOB, (model(),), matrix(0.0, 0.0), (), rivals)
     said = (
         "; yet the dense rival dense-x is better than all of them: 2.2000 nats with 2 layers, "
