@@ -12,7 +12,10 @@ from trials import of, play, short_config
 from bkray.config import TrialConfig
 from bkray.data.shards import prepare
 from bkray.events import EvalDone, RungDone, StepsDone, TrialEnded, rows
+from bkray.train.ladder import context_worth_nats
+from bkray.train.loop import validate
 from bkray.train.run import validation_at
+from bkray.train.step import token_loss_nats
 from bkray.trial import compose
 
 LENGTHS = (4, 8, 16)
@@ -65,8 +68,6 @@ def test_every_length_is_trained_at_and_reported(climbed: tuple[Path, list[Any]]
     evaluations = {one.step: one for one in of(EvalDone, climbed[1])}
     for one in done:
         assert one.metrics["loss"] == evaluations[one.step].loss_nats
-        late = evaluations[one.step].metrics["context/late_loss_nats"]
-        assert one.metrics["cold_start_nats"] == one.metrics["loss"] - late
     assert of(StepsDone, climbed[1])[-1].tokens == 31 * 32
     names = {row.name for one in done for row in rows(one)}
     assert {"seq8/loss", "seq8/gradient_norm", "seq16/memory_gb", "seq4/diverged"} <= names
@@ -108,6 +109,19 @@ def test_all_lengths_score_the_same_tokens(text: Path) -> None:
         assert torch.equal(alone[0].flatten(), windows.inputs_WN.flatten())
         assert torch.equal(alone[1].flatten(), windows.targets_WN.flatten())
     assert all(torch.equal(one, other) for one, other in pairwise(targets))
+
+
+def test_context_is_worth_what_the_same_tokens_cost_without_it(text: Path) -> None:
+    config = climbing(text, precision="float64")
+    run = compose(config, prepare(config.data, 16), None)
+    run.progress.step = 31
+    inputs, targets = run.validation
+    validate(run)
+    with torch.no_grad():
+        behind = token_loss_nats(run.model.eval()(inputs), targets)[:, 8:].mean()
+        alone = token_loss_nats(run.model(inputs[:, 8:]), targets[:, 8:]).mean()
+    assert context_worth_nats(run) == pytest.approx(float(alone - behind), abs=1e-12)
+    assert abs(alone - behind) > 1e-9
 
 
 def test_a_rung_by_itself_reports_the_same_names(
