@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from bkray.config import ModelConfig, TrialConfig
 from bkray.errors import ConfigError
-from bkray.knobs import acting_knobs
+from bkray.knobs import acting_knobs, why_not_in_chunks
 
 Overrides = Mapping[str, Any]
 
@@ -127,6 +127,23 @@ def acting(overrides: Overrides) -> dict[str, Any]:
     if isinstance(chunk, int) and chunk >= _n_seq(overrides):
         idle.add("train.chunk")
     return {name: value for name, value in overrides.items() if name not in idle}
+
+
+def giving_way(own: Overrides, chosen: Overrides) -> dict[str, Any]:
+    """Return a sweep's own overrides with those that were chosen laid over them.
+
+    Of its own, ``ladder.lr_rule`` gives way to a climb, and ``train.chunk`` to a model that takes
+    whole rows alone; what was chosen stays, to be refused by name. Names are full config paths.
+    """
+    both = {**own, **chosen}
+    idle = {"ladder.lr_rule"} if both.get("ladder.mode") == "carry" else set()
+    try:
+        model = build({k: v for k, v in acting(both).items() if k.startswith("model.")}).model
+    except ConfigError:  # told when the whole is built
+        model = None
+    if model is not None and why_not_in_chunks(model, 1) is not None:
+        idle.add("train.chunk")
+    return {name: value for name, value in both.items() if name in chosen or name not in idle}
 
 
 def _n_seq(overrides: Overrides) -> int:

@@ -1,5 +1,7 @@
 """The lengths that a trial trains at, one after another; most trials have one."""
 
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from bkray.config import TrialConfig
@@ -18,6 +20,28 @@ class Rung(NamedTuple):
     @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.n_seq
+
+
+class Reach(NamedTuple):
+    """How far a ladder is stable; ``None`` where no length is, or none diverged."""
+
+    stable: int | None
+    diverged: int | None
+
+
+def reach(tried: Iterable[tuple[int, str]]) -> Reach:
+    """Return the longest stable length and the shortest that diverged, of lengths and outcomes.
+
+    A length diverged if all that was tried at it did, at whatever learning rate, and is stable if
+    anything ended as ok. The longest stable one lies below the shortest that diverged: what ends
+    as ok beyond a gap is no answer to how far one may go.
+    """
+    at: dict[int, set[str]] = defaultdict(set)
+    for n_seq, outcome in tried:
+        at[n_seq].add(outcome)
+    diverged = min((n for n, seen in at.items() if seen == {"diverged"}), default=None)
+    below = [n for n, seen in at.items() if "ok" in seen and (diverged is None or n < diverged)]
+    return Reach(max(below, default=None), diverged)
 
 
 def rungs(config: TrialConfig) -> tuple[Rung, ...]:

@@ -17,7 +17,7 @@ from bkray.events import Event, Measured, TrialEnded, TrialStarted, Warned
 from bkray.nn.build import build
 from bkray.nn.routers import calibrated
 from bkray.ops.memory import keep_freed_memory
-from bkray.rungs import rungs
+from bkray.rungs import rows_at, rungs
 from bkray.train import attempts, checkpoint, measure
 from bkray.train.checkpoint import Progress
 from bkray.train.evaluate import Evaluation, evaluate
@@ -213,13 +213,10 @@ def evaluate_checkpoint(folder: Path, split: str) -> tuple[int, Evaluation]:
     """
     trial, shards = open_checkpoint(folder)
     config, n_seq = trial.config, trial.config.model.n_seq
-    n_fitting = max(1, (len(shards.tokens(split)) - 1) // n_seq)
-    inputs_WN, targets_WN = windows(shards, split, n_seq, n_fitting)
     score = evaluate(
         trial.model,
-        inputs_WN,
-        targets_WN,
-        batch_size=config.train.batch_size,
+        *windows(shards, split, n_seq, max(1, (len(shards.tokens(split)) - 1) // n_seq)),
+        batch_size=rows_at(config, n_seq)[1],
         autocast=trial.autocast,
         kinds=trial.kinds,
         chunk=config.train.chunk,

@@ -12,7 +12,7 @@ from itertools import product
 from bkray.config import TrialConfig
 from bkray.errors import ConfigError
 from bkray.overrides import Overrides, acting, build
-from bkray.rungs import rows_at
+from bkray.rungs import Reach, reach, rows_at
 from bkray.sweep import Arm, Ended, Objective, Preset, Sweep
 
 LR_FACTORS = (1.0, 1 / 3, 3.0)
@@ -43,8 +43,9 @@ def arms(base: Overrides) -> list[Arm]:
 
 def follow(base: Overrides, ended: Sequence[Ended]) -> list[Arm]:
     """Return what comes next: the other lengths at the learning rate that was best at the
-    shortest, lengths between the longest stable one and a diverging one, and other learning
-    rates at the longest stable length, which test the transfer."""
+    shortest, lengths between the longest stable one and one at which all rates diverged, and
+    other learning rates at the longest stable length, which test the transfer, unless that is the
+    shortest, which they come from."""
     config = build(acting(base))
     if config.ladder.mode == "carry":
         return []
@@ -57,11 +58,12 @@ def follow(base: Overrides, ended: Sequence[Ended]) -> list[Arm]:
         rates = [best]
         if new := _new([rung(config, n, best) for n in config.ladder.rungs], ended):
             return new
-    between = [rung(config, n, lr) for lr in rates for n in _between(config, ended, lr)]
-    if new := _new(between, ended):
+    found = reach((one.overrides["model.n_seq"], one.outcome) for one in ended)
+    between = _between(config, found)
+    if new := _new([rung(config, n, lr) for n, lr in product(between, rates)], ended):
         return new
-    longest = max(_lengths(ended, rates[0], "ok"), default=None)
-    if config.ladder.lr_rule != "transfer" or longest is None:
+    longest = found.stable
+    if config.ladder.lr_rule != "transfer" or longest in (None, config.ladder.rungs[0]):
         return []
     return _new([rung(config, longest, rates[0] * times) for times in LR_FACTORS], ended)
 
@@ -102,26 +104,15 @@ def best_rate(ended: Sequence[Ended], n_seq: int) -> float | None:
     return min(stable)[1] if stable else None
 
 
-def _between(config: TrialConfig, ended: Sequence[Ended], lr: float) -> list[int]:
+def _between(config: TrialConfig, found: Reach) -> list[int]:
     """Return the length to look at next, if there is one: about halfway on a log scale."""
-    diverged = min(_lengths(ended, lr, "diverged"), default=None)
-    if diverged is None:
-        return []
-    stable = max((n for n in _lengths(ended, lr, "ok") if n < diverged), default=None)
-    if stable is None or diverged <= NEAREST_RATIO * stable:
+    stable, diverged = found
+    if stable is None or diverged is None or diverged <= NEAREST_RATIO * stable:
         return []
     longest = config.model.n_seq
     inside = [n for n in range(stable + 1, diverged) if longest % n == 0]
     middle = math.log(stable * diverged) / 2
     return [min(inside, key=lambda n: abs(math.log(n) - middle))] if inside else []
-
-
-def _lengths(ended: Sequence[Ended], lr: float, outcome: str) -> list[int]:
-    return [
-        one.overrides["model.n_seq"]
-        for one in ended
-        if one.outcome == outcome and math.isclose(one.overrides["optimizer.lr"], lr)
-    ]
 
 
 def _new(wanted: Sequence[Arm], ended: Sequence[Ended]) -> list[Arm]:

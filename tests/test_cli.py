@@ -76,6 +76,10 @@ def test_a_mistake_is_one_clear_message_and_status_2(
         (["train", "data.corpus=nowhere.txt"], "nowhere.txt"),
         (["train", "n_seq=0"], "2 <= n_seq), got 0"),
         (["train", "position=rope"], "does nothing in a model with mixer=bk"),
+        (
+            ["train", "ladder.lengths=64,128", "ladder.mode=independent"],
+            "ladder.mode=independent does nothing in one trial",
+        ),
         (["train", "act_lambda=0.1"], "set model.depth=act"),
         (["train", "steps"], "path=value"),
         (["train", "--out", "a_file"], "is a file"),

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 from faults import recorded
+from torch.nn.modules.module import register_module_forward_pre_hook
 from trials import short_config
 
 from bkray.cli import app
 from bkray.errors import ConfigError, ResumeError
+from bkray.nn.lm import LanguageModel
 from bkray.train.team import ALONE
 
 Say = Callable[..., str]
@@ -84,11 +86,45 @@ def test_how_far_a_stream_is_goes_beside_the_answer(
 
 def test_what_context_is_worth(trial: Path, say: Say) -> None:
     said = say(trial, "--context")
-    assert "the last 8 targets of 24 windows" in said
+    assert "the last 8 targets of 32 windows\n" in said, "whatever train.eval_windows is"
     found = told(say(trial, "--context", "--json"))
     assert [one["distance"] for one in found["benefits"]] == [1, 2, 4, 8, 16]
-    assert found["is_flat"] is ("flat: no distance" in said)
-    assert found["n_sites"] == 32
+    assert (found["verdict"] == "flat") is ("flat: no distance" in said)
+    assert (found["n_sites"], found["n_windows"], found["n_windows_needed"]) == (32, 32, 8)
+
+
+def test_too_few_windows_of_context_and_more_than_there_are(trial: Path, say: Say) -> None:
+    assert "undecided: 1 windows cannot show any benefit, 8 would decide" in say(
+        trial, "--context", "--windows", "1"
+    )
+    said = say(trial, "--context", "--windows", "1000000")
+    assert "windows, all that the split holds\n" in said
+
+
+def test_the_answers_of_recall_are_what_context_is_asked_for(tmp_path: Path, say: Say) -> None:
+    knobs = {"data.recall_distance": 16, "n_seq": 32, "train.steps": 2}
+    config = short_config(tmp_path, "linear_recurrence", **{**knobs, "data.corpus": "recall"})
+    recorded(ALONE, config, tmp_path)
+    found = told(say(tmp_path, "--context", "--json"))["kinds"]
+    assert list(found) == ["distance_4", "distance_8", "distance_16"]
+    assert {(one["n_windows"], one["n_targets"]) for one in found.values()} == {(32, 1)}
+    assert "distance_16, answers alone:" in say(tmp_path, "--context")
+
+
+def test_no_more_rows_are_scored_at_once_than_training_holds(
+    text: Path, tmp_path: Path, say: Say
+) -> None:
+    plan = {"train.steps": 2, "batch_size": 12, "accumulation": 4}
+    recorded(ALONE, short_config(text, "bk", **plan), tmp_path)
+    rows = set[int]()
+    hook = register_module_forward_pre_hook(
+        lambda module, args: rows.add(len(args[0])) if isinstance(module, LanguageModel) else None
+    )
+    for words in ((), ("--context", "--windows", "8")):
+        say(tmp_path, *words)
+        assert max(rows) == 3
+        rows.clear()
+    hook.remove()
 
 
 def test_attention_says_its_window(text: Path, tmp_path: Path, say: Say) -> None:
@@ -103,6 +139,8 @@ def test_attention_says_its_window(text: Path, tmp_path: Path, say: Say) -> None
         (("--tokens", "5"), "--tokens=5 does nothing without --stream"),
         (("--chunk", "5", "--context"), "--chunk=5 does nothing without --stream"),
         (("--stream", "--context"), "give one of them"),
+        (("--windows", "5"), "--windows=5 does nothing without --context"),
+        (("--context", "--windows", "0"), "--windows must be at least 1, got 0"),
         (("--split", "train"), "valid or test, got 'train'"),
         (("--stream", "--tokens", "0"), "at least 1, got 0"),
     ],

@@ -7,7 +7,7 @@ import pytest
 from bkray.config import TrialConfig
 from bkray.errors import ConfigError
 from bkray.overrides import build
-from bkray.rungs import rung_at, rungs
+from bkray.rungs import reach, rung_at, rungs
 
 CARRY = {"ladder.lengths": "128,512,2048", "ladder.mode": "carry", "train.batch_size": 2}
 
@@ -60,6 +60,7 @@ def test_the_longest_length_is_that_of_the_model() -> None:
         ({"ladder.lengths": "128,x"}, "ladder.lengths"),
         ({"ladder.lengths": "64,128", "train.steps": 1}, "train.steps must be at least 2"),
         ({"ladder.mode": "carry"}, "ladder.mode does nothing without ladder.lengths"),
+        ({**CARRY, "ladder.lr_rule": "search"}, "lr_rule=search does nothing with ladder.mode"),
         ({"train.eval_stretch": 100}, "multiple of model.n_seq=128"),
         ({"train.eval_stretch": 256, "train.eval_windows": 3}, "whole stretches"),
     ],
@@ -67,3 +68,20 @@ def test_the_longest_length_is_that_of_the_model() -> None:
 def test_a_ladder_that_cannot_be_is_refused(knobs: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         build(knobs)
+
+
+@pytest.mark.parametrize(
+    ("tried", "stable", "diverged"),
+    [
+        ([], None, None),
+        ([(128, "ok"), (512, "ok")], 512, None),
+        ([(128, "ok"), (512, "diverged"), (2048, "ok")], 128, 512),
+        ([(128, "ok"), (512, "diverged"), (512, "ok"), (2048, "diverged")], 512, 2048),
+        ([(128, "ok"), (512, "oom"), (512, "diverged"), (2048, "ok")], 2048, None),
+        ([(128, "diverged"), (512, "ok")], None, 128),
+    ],
+)
+def test_how_far_a_ladder_is_stable(
+    tried: list[tuple[int, str]], stable: int | None, diverged: int | None
+) -> None:
+    assert reach(tried) == reach(reversed(tried)) == (stable, diverged)

@@ -13,12 +13,14 @@ from bkray.cli.words import AsJson, print_json
 from bkray.errors import ConfigError
 
 if TYPE_CHECKING:
-    from bkray.stats import Interval
     from bkray.train.context import ContextBenefit
     from bkray.train.streaming import StreamLoss
+    from bkray.train.worth import Worth
 
 CHUNK = 4096
 """Sites held at once, unless told otherwise."""
+WINDOWS = 32
+"""Of a split, whose context is looked at, unless told otherwise."""
 SECONDS_BETWEEN_NEWS = 2.0
 
 
@@ -37,6 +39,9 @@ def evaluate(
     context: Annotated[
         bool, typer.Option("--context", help="What context is worth, by distance.")
     ] = False,
+    windows: Annotated[
+        int | None, typer.Option(help=f"Windows with --context; default: {WINDOWS}.")
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Score a trial's checkpoint on the whole of a split, window by window.
@@ -46,7 +51,8 @@ def evaluate(
     model.n_seq tokens. A split shorter than --tokens is repeated.
 
     With --context the same tokens are scored with what lies further back than
-    1, 2, 4 ... tokens cut off, or shuffled: what the model makes of it.
+    1, 2, 4 ... tokens cut off, or shuffled: what the model makes of it. These
+    are the last 8 targets of each window; on data.corpus=recall the answers.
     """
     if split not in ("valid", "test"):
         raise ConfigError(f"--split must be valid or test, got {split!r}")
@@ -55,10 +61,12 @@ def evaluate(
     for name, value in (("--tokens", tokens), ("--chunk", chunk)):
         if value is not None and not stream:
             raise ConfigError(f"{name}={value} does nothing without --stream")
+    if windows is not None and not context:
+        raise ConfigError(f"--windows={windows} does nothing without --context")
     if stream:
         _stream(folder, split, tokens, CHUNK if chunk is None else chunk, as_json)
     elif context:
-        _context(folder, split, as_json)
+        _context(folder, split, WINDOWS if windows is None else windows, as_json)
     else:
         _windows(folder, split, as_json)
     return 0
@@ -130,55 +138,56 @@ def _stream_lines(said: "StreamLoss") -> list[str]:
     ]
 
 
-def _context(folder: Path, split: str, as_json: bool) -> None:
-    from bkray.data.batches import validation_windows
-    from bkray.train.context import context_benefit
+def _context(folder: Path, split: str, n_windows: int, as_json: bool) -> None:
+    from bkray.train.context import trial_benefit
     from bkray.trial import open_checkpoint
 
     trial, shards = open_checkpoint(folder)
-    n_seq, plan = trial.config.model.n_seq, trial.config.train
-    found = context_benefit(
-        trial.model,
-        *validation_windows(
-            shards.tokens(split),
-            n_seq,
-            plan.eval_windows,
-            segment=shards.segment,
-            kinds=shards.kinds,
-        ),
-        batch_size=plan.batch_size,
-        autocast=trial.autocast,
-        chunk=CHUNK if n_seq > CHUNK else None,
-    )
+    found = trial_benefit(trial, shards, split, n_windows)
     if as_json:
-        told: dict[str, Any] = {"is_flat": found.is_flat, **dataclasses.asdict(found)}
+        told: dict[str, Any] = {kind: _context_told(one) for kind, one in found.items()}
+        told = told.get("", {"kinds": told})
         print_json({"split": split, "step": trial.progress.step, **told})
         return
-    for line in _context_lines(found):
-        print(line)
+    for kind, one in found.items():
+        if kind:
+            print(f"{kind}, answers alone:")
+        for line in _context_lines(one, n_windows):
+            print(line)
+    print("* above 0: sign-flip test over windows, all of a table together at 5%")
+    print("[] bootstrap intervals, 95% each")
 
 
-def _context_lines(found: "ContextBenefit") -> list[str]:
-    verdict = (
-        "flat: no distance is of any use, so far as these windows tell"
-        if found.is_flat
-        else "nats per token that the tokens further back than a distance are worth"
-    )
+def _context_told(found: "ContextBenefit") -> dict[str, Any]:
+    derived = {"verdict": found.verdict, "n_windows_needed": found.n_windows_needed}
+    return {**derived, **dataclasses.asdict(found)}
+
+
+def _context_lines(found: "ContextBenefit", n_asked: int) -> list[str]:
+    verdict = {
+        "benefit": "nats per token that the tokens further back than a distance are worth",
+        "flat": "flat: no distance is of any use, so far as these windows tell",
+        "undecided": f"undecided: {found.n_windows} windows cannot show any benefit, "
+        f"{found.n_windows_needed} would decide",
+    }[found.verdict]
+    targets = f"{found.n_targets} targets" if found.n_targets > 1 else "target"
+    capped = ", all that the split holds" if found.n_windows < n_asked else ""
     return [
         f"{found.loss_nats:.4f} nats/token with all of {found.n_sites} tokens: the last "
-        f"{found.n_targets} targets of {found.n_windows} windows",
+        f"{targets} of {found.n_windows} windows{capped}",
         verdict,
-        f"{'distance':>9}  {'against a cut':>28}  {'against a shuffle':>28}",
+        f"{'distance':>9}  {'against a cut':>29}  {'against a shuffle':>29}",
         *(
-            f"{one.distance:>9,}  {_with_bounds(one.over_cut):>28}  "
-            f"{_with_bounds(one.over_shuffled):>28}"
+            f"{one.distance:>9,}  {_with_bounds(one.over_cut):>29}  "
+            f"{_with_bounds(one.over_shuffled):>29}"
             for one in found.benefits
         ),
-        "intervals hold at 95% all together",
     ]
 
 
-def _with_bounds(interval: "Interval") -> str:
-    if interval.low is None or interval.high is None:
-        return f"{interval.mean:+.4f}"
-    return f"{interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+def _with_bounds(worth: "Worth") -> str:
+    mean, low, high = worth.shown.mean, worth.shown.low, worth.shown.high
+    mark = "*" if worth.is_benefit else " "
+    if low is None or high is None:
+        return f"{mean:+.4f}{mark}"
+    return f"{mean:+.4f}{mark} [{low:+.4f}, {high:+.4f}]"

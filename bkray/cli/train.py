@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +27,7 @@ def train(
     """
     from bkray.overrides import build, parse
 
-    config = build(parse(overrides or []))  # a typo is told before torch is loaded
+    config = build(_climbing(parse(overrides or [])))  # a typo is told before torch is loaded
     from bkray.cluster.carriers import Crew
     from bkray.cluster.single import train_alone
     from bkray.sinks.console import ConsoleView
@@ -59,3 +59,15 @@ def train(
         print(f"go on with: {shlex.join(again)}", file=sys.stderr)
         return INTERRUPTED
     return 0 if ended["outcome"] == "ok" else NO_SUCCESS
+
+
+def _climbing(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the overrides of one trial, which climbs whatever lengths it is given."""
+    if given.get("ladder.lengths") is None:
+        return given
+    if given.get("ladder.mode", "carry") != "carry":
+        raise ConfigError(
+            f"ladder.mode={given['ladder.mode']} does nothing in one trial, which climbs its "
+            "lengths: use ladder.mode=carry, or bkray sweep ladder"
+        )
+    return {**given, "ladder.mode": "carry"}

@@ -12,7 +12,7 @@ from bkray.cluster.samplers import check_sampler
 from bkray.columns import RESULTS
 from bkray.config import TrialConfig
 from bkray.errors import ConfigError
-from bkray.overrides import Overrides, acting, build
+from bkray.overrides import Overrides, acting, build, giving_way
 from bkray.sweep import Arm, Ended, Preset, Space, Sweep
 
 
@@ -72,8 +72,9 @@ class Search:
 
     @property
     def base(self) -> dict[str, Any]:
-        """Sweep, preset and user, the later ones winning."""
-        return paths_of(self.sweep.base) | paths_of(self.preset.overrides) | self.pinned
+        """Sweep, preset and user, the later ones winning, as ``giving_way`` says."""
+        own = paths_of(self.sweep.base) | paths_of(self.preset.overrides)
+        return giving_way(own, self.pinned)
 
     def rivals(self) -> list[Proposal]:
         """Return the arms. An override for a knob that an arm's model lacks is left out there."""

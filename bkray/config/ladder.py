@@ -20,7 +20,7 @@ class LadderConfig(Section):
     mode: Literal["independent", "carry"] | None = None
     lr_rule: Literal["given", "transfer", "search"] | None = None
     """Learning rate: as given; searched at the shortest length and taken over, with a test at the
-    longest; or searched at every length."""
+    longest; or searched at every length. One model that climbs has the given one."""
     batch: Literal["tokens", "rows"] | None = None
     """What all lengths have in common, per step; ``train.batch_size`` is that of the longest."""
 
@@ -35,6 +35,12 @@ class LadderConfig(Section):
             raise ValueError(f"ladder.{name} does nothing without ladder.lengths: give 128,512,..")
         if isinstance(chosen.get("lengths"), int):  # a single one, as a command line reads it
             chosen["lengths"] = str(chosen["lengths"])
+        rule = chosen.get("lr_rule", "given")
+        if chosen.get("mode") == "carry" and rule != "given":
+            raise ValueError(
+                f"ladder.lr_rule={rule} does nothing with ladder.mode=carry: one model climbs at "
+                "optimizer.lr; leave one of them out"
+            )
         defaults = {"mode": "independent", "lr_rule": "given", "batch": "tokens"}
         return {**defaults, **chosen} if chosen else chosen
 

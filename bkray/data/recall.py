@@ -6,9 +6,12 @@ D bytes behind its first mention. A segment is made of blocks of one distance, i
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from bkray.data.corpus import Corpus
 from bkray.data.vocabulary import Tokens
@@ -69,6 +72,32 @@ def answer_nats(distance: int, context: int) -> float:
 def answers(tokens: Tokens) -> npt.NDArray[np.int64]:
     """Return the places of all answers in a stretch of the corpus, in bytes from its beginning."""
     return np.flatnonzero(tokens[:-2] == ord(QUESTION)) + 2
+
+
+def answer_windows(
+    tokens: Tokens, n_seq: int, n_windows: int, *, segment: int, kinds: Sequence[str]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return windows of each kind whose last target is an answer, which differs from one to the
+    next: inputs and targets, both int64 (W, N), drawn at random and always the same.
+
+    N is ``n_seq``, or less where the answers do not lie as deep in their segments; W is
+    ``n_windows``, or as many as there are answers with such a past.
+    """
+    n_turns = len(tokens) // (segment * len(kinds))
+    of_all = tokens[: n_turns * len(kinds) * segment].reshape(n_turns, len(kinds), segment)
+    found = {}
+    for turn, kind in enumerate(kinds):
+        of_kind = of_all[:, turn]
+        places = answers(of_kind[0])  # the same in every segment of a kind
+        n_deepest = max(MOST_FACTS, -(-n_windows // n_turns))
+        n_sites = min(n_seq, int(places[-n_deepest:][0]))
+        deep = places[places >= n_sites]
+        order = np.random.default_rng([SEED, turn]).permutation(n_turns * len(deep))
+        segment_W, place_W = np.divmod(order[:n_windows], len(deep))
+        sites = (deep[place_W] - n_sites)[:, None] + np.arange(n_sites + 1)
+        rows = torch.from_numpy(of_kind[segment_W[:, None], sites].astype(np.int64))
+        found[kind] = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+    return found
 
 
 def _segments(

@@ -19,11 +19,13 @@ from bkray.report.rung_rows import (
     rungs,
 )
 from bkray.report.trends import Trend
-from bkray.stats import sign_flip_p
+from bkray.rungs import reach
+from bkray.stats import holm, sign_flip_p
 
 FILE = "long_context_results.json"
 
 _ALPHA = 0.05
+_JUDGED = ("ok", "diverged")
 _NAMES = {
     "loss": "loss",
     "perplexity": "perplexity",
@@ -35,7 +37,7 @@ _NAMES = {
     "tokens_per_second": "tokens_per_second",
     "train_seconds": "train_seconds",
     "steps": "steps",
-    "cold_start_nats": "cold_start_nats",
+    "context_worth_nats": "context_worth_nats",
     "schatten_s1": "schatten_s1",
     "schatten_s2": "schatten_s2",
     "condition_number": "condition_number",
@@ -46,8 +48,8 @@ _NAMES = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neighbour:
     """Another learning rate at the longest stable length: how much worse it is than the
-    transferred one, in nats per token, and the p-value of that; both ``None`` where a seed
-    diverged, which counts as worse."""
+    transferred one, in nats per token, and the p-value of that; both ``None`` where a seed of
+    either diverged, which counts as worse."""
 
     learning_rate: float
     worse_nats: float | None
@@ -59,7 +61,8 @@ class Transfer:
     """Whether the rate that was best at the shortest length is best at ``n_seq`` as well.
 
     It held if it beats each of its neighbours, and did not if one of them beats it: by the
-    sign-flip test over ``n_seeds`` pairs, after Holm, at 5%. All else is undecided.
+    sign-flip test over ``n_seeds`` pairs, after Holm, at 5%. All else is undecided. Of one that
+    ``diverged`` there the best other rate is the only neighbour.
     """
 
     n_seq: int
@@ -69,12 +72,14 @@ class Transfer:
     n_seeds_needed: int
     """From so many seeds on the test can say anything."""
     verdict: Literal["held", "did not hold", "undecided"]
+    diverged: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ladder:
     """``lines`` are all that was tried, ``main`` is one line per length: at the learning rate
-    that was best at the shortest, or, where it was searched at each, at the best there.
+    that was best at the shortest, or, where it was searched at each, at the best there. A length
+    at which the search has tried only some of the rates has no such line yet.
 
     ``config`` holds what the sweep gave to every trial. ``degradation`` is the perplexity of each
     of ``lines`` over that of the shortest length; ``None`` where one of the two is missing.
@@ -86,6 +91,8 @@ class Ladder:
     main: tuple[Line, ...]
     degradation: tuple[float | None, ...]
     longest_stable: int | None
+    next_diverged: int | None
+    """The shortest length that diverged at every rate; see ``bkray.rungs.reach``."""
     transfer: Transfer | None
     trends: tuple[Trend, ...]
 
@@ -99,7 +106,8 @@ def ladder(sweep_dir: Path) -> Ladder | None:
     base = record.get("base", {})
     tried, rule = lines(rows), base.get("ladder.lr_rule", "given")
     main = _main(tried, searched=rule == "search")
-    longest = _longest_stable(main)
+    longest, diverged = reach((line.n_seq, line.outcome) for line in tried)
+    tested = rule != "given" and longest not in (None, tried[0].n_seq)
     ratio = degradations(rows)
     return Ladder(
         mode=rows[0].mode,
@@ -108,7 +116,8 @@ def ladder(sweep_dir: Path) -> Ladder | None:
         main=tuple(main),
         degradation=tuple(_geometric_mean(line, ratio) for line in tried),
         longest_stable=longest,
-        transfer=None if rule == "given" or longest is None else _transfer(tried, main, longest),
+        next_diverged=diverged,
+        transfer=_transfer(tried, main[0].learning_rate, longest) if tested else None,
         trends=tuple(trends.trends(main)),
     )
 
@@ -123,6 +132,7 @@ def plain(known: Ladder) -> dict[str, Any]:
         "results": results,
         "rungs": numbers,
         "longest_stable_length": known.longest_stable,
+        "next_diverged_length": known.next_diverged,
         "fits": trends.plain(known.trends),
         "transfer": known.transfer and asdict(known.transfer),
     }
@@ -158,16 +168,11 @@ def _main(tried: Sequence[Line], *, searched: bool) -> list[Line]:
     main = []
     for n in lengths:
         same = [one for one in at[n] if math.isclose(one.learning_rate, start.learning_rate)]
-        best = best_line(at[n]) if searched else None
-        main += [best] if best is not None else same[:1]
+        if not searched:
+            main += same[:1]
+        elif len(at[n]) >= len(at[lengths[0]]):
+            main.append(best_line(at[n]) or (same or at[n])[0])
     return main
-
-
-def _longest_stable(main: Sequence[Line]) -> int | None:
-    """Return the longest length that ended as ok below the shortest one that diverged."""
-    diverged = min((one.n_seq for one in main if one.outcome == "diverged"), default=math.inf)
-    stable = [one.n_seq for one in main if one.outcome == "ok" and one.n_seq < diverged]
-    return max(stable, default=None)
 
 
 def _geometric_mean(line: Line, ratio: Mapping[tuple[str, int], float]) -> float | None:
@@ -176,20 +181,22 @@ def _geometric_mean(line: Line, ratio: Mapping[tuple[str, int], float]) -> float
     return math.exp(fmean(logs)) if len(logs) == len(line.rows) else None
 
 
-def _transfer(tried: Sequence[Line], main: Sequence[Line], longest: int) -> Transfer | None:
-    rate = main[0].learning_rate
-    at = [line for line in tried if line.n_seq == longest]
+def _transfer(tried: Sequence[Line], rate: float, longest: int | None) -> Transfer | None:
+    at = [line for line in tried if line.n_seq == longest and line.outcome in _JUDGED]
     own = next((line for line in at if math.isclose(line.learning_rate, rate)), None)
     below = [line for line in at if line.learning_rate < rate and line is not own]
     above = [line for line in at if line.learning_rate > rate and line is not own]
     rivals = [*below[-1:], *above[:1]]  # lines go by rising learning rate
-    if own is None or not rivals:
+    fell, best = own is not None and own.outcome == "diverged", best_line(at)
+    if fell:
+        rivals = [best] if best is not None else []
+    if own is None or longest is None or not rivals:
         return None
     neighbours = [_neighbour(own, rival) for rival in rivals]
     n_seeds = len(own.rows)
     least = 2 / 2**n_seeds
-    verdicts = _holm([least if one.p is None else one.p for one in neighbours])
-    worse = [one.worse_nats is None or one.worse_nats > 0 for one in neighbours]
+    verdicts = holm([least if one.p is None else one.p for one in neighbours], _ALPHA)
+    worse = [not fell and (one.worse_nats is None or one.worse_nats > 0) for one in neighbours]
     verdict: Literal["held", "did not hold", "undecided"] = "undecided"
     if any(sure and not loses for sure, loses in zip(verdicts, worse, strict=True)):
         verdict = "did not hold"
@@ -202,6 +209,7 @@ def _transfer(tried: Sequence[Line], main: Sequence[Line], longest: int) -> Tran
         n_seeds=n_seeds,
         n_seeds_needed=math.ceil(math.log2(2 * len(rivals) / _ALPHA)),
         verdict=verdict,
+        diverged=fell,
     )
 
 
@@ -214,13 +222,3 @@ def _neighbour(own: Line, rival: Line) -> Neighbour:
     return Neighbour(
         learning_rate=rival.learning_rate, worse_nats=fmean(worse), p=sign_flip_p(worse)
     )
-
-
-def _holm(ps: Sequence[float]) -> list[bool]:
-    """Return which of the family are below the level, the least p against the strictest one."""
-    below = [False] * len(ps)
-    for turn, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
-        if ps[place] * (len(ps) - turn) > _ALPHA:
-            break
-        below[place] = True
-    return below

@@ -5,20 +5,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bkray.report import trends
-from bkray.report.ladder import Ladder, Transfer
+from bkray.report.ladder import Ladder, Neighbour
 from bkray.report.ranking import brief
 from bkray.report.rung_rows import Line
+from bkray.stats import bootstrap_interval
 
 _BESIDE = {
     "tokens/s": "tokens_per_second",
     "memory GB": "memory_gb",
     "NaN steps": "nan_count",
-    "cold start (nats)": "cold_start_nats",
+    "worth of N/2 tokens before, nats": "context_worth_nats",
     "schatten s1": "schatten_s1",
     "schatten s2": "schatten_s2",
     "condition number": "condition_number",
 }
-_ALWAYS = ("tokens/s", "memory GB", "NaN steps", "cold start (nats)")
+_WORTH = "context_worth_nats"
+_ALWAYS = ("tokens/s", "memory GB", "NaN steps", "worth of N/2 tokens before, nats")
+_TRANSFER = "Transfer of the learning rate"
 _MOST_SPIKES, _MOST_SPREAD = 5.0, 0.2
 """The guides' promises: spikes per 1,000 steps, standard deviation of the norm over its mean."""
 _CLIMBED = (
@@ -67,23 +70,27 @@ def columns(known: Ladder) -> dict[str, list[Any]]:
 
 def sentences(known: Ladder) -> list[str]:
     """Return what the table comes to, a sentence or two each."""
-    said = [_stable(known), _shares(known.main), _cold_start(known.main)]
-    said += [_transfer(known.transfer)] if known.transfer is not None else []
-    said += [_promises(known), *(trends.said(trend) for trend in known.trends)]
+    said = [_stable(known), _shares(known.main), _context(known.main)]
+    said += [_transfer(known), _promises(known), *(trends.said(trend) for trend in known.trends)]
     said += [_CLIMBED] if known.mode == "carry" else []
     return [sentence for sentence in said if sentence]
 
 
 def _stable(known: Ladder) -> str:
-    diverged = [f"{one.n_seq:,}" for one in known.main if one.outcome == "diverged"]
+    ok = [line.n_seq for line in known.main if line.outcome == "ok"]
+    diverged = [line.n_seq for line in known.main if line.outcome == "diverged"]
     others = [
         f"{o.n_seq:,} {o.outcome}" for o in known.main if o.outcome not in ("ok", "diverged")
     ]
-    longest = known.longest_stable
+    longest, fell = known.longest_stable, known.next_diverged
     words = f"{longest:,} tokens" if longest is not None else "none"
-    if len(diverged) + len(others) < len(known.main) and not diverged and not others:
+    if longest is not None and not diverged and not others:
         words += ", the longest tried"
-    words += f"; diverged: {', '.join(diverged)}" if diverged else ""
+    if fell is not None:
+        words += f"; the next length that diverged: {fell:,}"
+        beyond = {"diverged": [n for n in diverged if n > fell], "ok": [n for n in ok if n > fell]}
+        for outcome, lengths in beyond.items():
+            words += f"; beyond it {outcome}: {_listed(lengths)}" if lengths else ""
     words += f"; without an answer: {', '.join(others)}" if others else ""
     return f"Longest stable length: {words}."
 
@@ -100,47 +107,63 @@ def _shares(main: Sequence[Line]) -> str:
     return f"Share of the steps and of the training time: {', '.join(shares)}."
 
 
-def _cold_start(main: Sequence[Line]) -> str:
-    known = [line for line in main if line.mean("cold_start_nats") is not None]
+def _context(main: Sequence[Line]) -> str:
+    """Return what a past is worth at the longest length, and whether that is anything at all."""
+    known = [(line, worth) for line in main if (worth := line.mean(_WORTH)) is not None]
     if not known:
         return ""
-    pairs = [(line.mean("loss") or 0.0, line.mean("cold_start_nats") or 0.0) for line in known]
-    (loss, cold), (far_loss, far_cold) = pairs[0], pairs[-1]
-    words = (
-        "Cold start, by how much the loss of all sites lies above that of the second half of each "
-        f"window: {cold:.4f} of {loss:.4f} nats at {known[0].n_seq:,} tokens"
-    )
-    if len(known) == 1:
-        return f"{words}."
+    told = [f"{worth:+.4f} nats at {line.n_seq:,}" for line, worth in known]
+    longest = known[-1][0]
+    seen = [row.metrics[_WORTH] for row in longest.rows if _WORTH in row.metrics]
+    spread = bootstrap_interval([value for value in seen if math.isfinite(value)])
+    verdict = "one seed tells no interval"
+    if spread.low is not None and spread.high is not None:
+        meant = "context helps" if spread.low > 0 else "context harms"
+        meant = "flat" if spread.low <= 0 <= spread.high else meant
+        verdict = f"95% interval {spread.low:+.4f} to {spread.high:+.4f} over {spread.n} seeds"
+        verdict += f" at {longest.n_seq:,}: {meant}"
     return (
-        f"{words}, {far_cold:.4f} of {far_loss:.4f} at {known[-1].n_seq:,}. Between the two the "
-        f"loss changes by {far_loss - loss:+.4f} nats, of that cold start {far_cold - cold:+.4f}."
+        "Worth of the N/2 tokens before, by which the loss of the second half of a window is less "
+        f"with the first half in front than alone: {', '.join(told)}; {verdict}."
     )
 
 
-def _transfer(found: Transfer) -> str:
-    rivals = []
-    for one in found.neighbours:
-        said = "which diverged"
-        if one.worse_nats is not None and one.p is not None:
-            said = f"{one.worse_nats:+.4f} nats, p = {one.p:.2g}"
-        rivals.append(f"{brief(one.learning_rate)} ({said})")
+def _transfer(known: Ladder) -> str:
+    found = known.transfer
+    if found is None:
+        was_given = known.config.get("ladder.lr_rule", "given") == "given"
+        if was_given or known.longest_stable != known.main[0].n_seq:
+            return ""
+        return f"{_TRANSFER}: not tested, the longest stable length is the shortest one."
+    rivals = [_rival(one, found.diverged) for one in found.neighbours]
     seeds = f"{found.n_seeds} seed{'s' if found.n_seeds > 1 else ''}"
     words = f"{found.verdict} with {seeds}"
     if found.n_seeds < found.n_seeds_needed:
         words += f", for fewer than {found.n_seeds_needed} decide nothing"
+    fell = "diverged " if found.diverged else ""
     return (
-        f"Transfer of the learning rate: {brief(found.learning_rate)}, the best at the shortest "
-        f"length, at {found.n_seq:,} tokens against {' and '.join(rivals)}: {words}."
+        f"{_TRANSFER}: {brief(found.learning_rate)}, the best at the shortest length, {fell}at "
+        f"{found.n_seq:,} tokens against {' and '.join(rivals)}: {words}."
     )
 
 
+def _rival(one: Neighbour, alone: bool) -> str:
+    said = "which did not" if alone else "which diverged"
+    if one.worse_nats is not None and one.p is not None:
+        said = f"{one.worse_nats:+.4f} nats, p = {one.p:.2g}"
+    return f"{brief(one.learning_rate)} ({said})"
+
+
 def _promises(known: Ladder) -> str:
-    """Return the guides' promises beside the length that is worst in each."""
+    """Return the guides' promises beside the length that is worst in each.
+
+    What diverged keeps none of them, and its numbers, of the steps before it fell, tell nothing.
+    """
     monitor = "on" if known.config.get("train.monitor", "off") != "off" else "off"
-    spikes = _worst(known.main, _spike_rate)
-    spread = _worst(known.main, _spread)
-    broken = _worst(known.main, lambda line: line.mean("nan_count"))
+    kept = [[row for row in line.rows if row.outcome != "diverged"] for line in known.main]
+    sound = [Line(tuple(rows)) for rows in kept if rows]
+    spikes, spread = _worst(sound, _spike_rate), _worst(sound, _spread)
+    broken = _worst(sound, lambda line: line.mean("nan_count"))
     said = []
     if spikes is not None:
         verdict = _kept(spikes[0] < _MOST_SPIKES)
@@ -151,20 +174,27 @@ def _promises(known: Ladder) -> str:
         verdict = _kept(spread[0] < _MOST_SPREAD)
         said.append(
             "standard deviation of the gradient norm under 20% of its mean: "
-            f"{spread[0]:.0%} at {spread[1]:,}, {verdict}"
+            f"{spread[0]:.1%} at {spread[1]:,}, {verdict}"
         )
     if broken is not None:
         verdict = _kept(broken[0] == 0)
-        longest = known.main[-1].n_seq
-        said.append(f"no NaN up to {longest:,}: at most {brief(broken[0])} steps, {verdict}")
+        said.append(
+            f"no NaN up to {sound[-1].n_seq:,}: at most {brief(broken[0])} steps, {verdict}"
+        )
+    if fell := [line.n_seq for line in known.main if line.n_diverged]:
+        said.append(f"broken by what diverged at {_listed(fell)}")
     return f"The guides' promises, monitor {monitor}: {'; '.join(said)}." if said else ""
 
 
 def _worst(
-    main: Sequence[Line], measure: Callable[[Line], float | None]
+    sound: Sequence[Line], measure: Callable[[Line], float | None]
 ) -> tuple[float, int] | None:
-    known = [(value, line.n_seq) for line in main if (value := measure(line)) is not None]
+    known = [(value, line.n_seq) for line in sound if (value := measure(line)) is not None]
     return max(known, default=None)
+
+
+def _listed(lengths: Sequence[int]) -> str:
+    return ", ".join(f"{n:,}" for n in lengths)
 
 
 def _kept(holds: bool) -> str:

@@ -73,7 +73,7 @@ class Line:
         if name == "perplexity":
             loss = self.mean("loss")
             return None if loss is None else math.exp(min(loss, 700.0))
-        if name in ("loss", "cold_start_nats") and self.outcome != "ok":
+        if name in ("loss", "context_worth_nats") and self.outcome != "ok":
             return None
         values = [row.metrics[name] for row in self.rows if name in row.metrics]
         finite = [value for value in values if math.isfinite(value)]

@@ -5,33 +5,36 @@ Letters: W windows, B of them at once, N sites, T targets at the end of each win
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from bkray.data.of_trial import windows
+from bkray.data.recall import answer_windows
+from bkray.data.shards import Shards
 from bkray.errors import ConfigError, DataError
 from bkray.nn.lm import Carried, Prediction, check_streams
-from bkray.stats import Interval, bootstrap_interval
+from bkray.rungs import rows_at
+from bkray.train.run import Run
+from bkray.train.worth import Worth, windows_needed, worths
 
 TARGETS = 8
 """Sites at the end of each window that are scored: each has ``d`` true tokens before the first."""
 
-ROUNDING_NATS = 1e-5
-"""Differences below this are those of float32 in another order."""
+CHUNK = 4096
+"""Sites of longer windows held at once, unless the trial has chunks of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benefit:
-    """What the tokens further back than ``distance`` are worth, in nats per token.
-
-    Means over windows of the loss without the true ones, less the loss with them.
-    """
+    """What the tokens further back than ``distance`` are worth."""
 
     distance: int
-    over_cut: Interval
+    over_cut: Worth
     """Against no tokens at all there."""
-    over_shuffled: Interval
+    over_shuffled: Worth
     """Against the same tokens in another order."""
 
 
@@ -44,23 +47,55 @@ class ContextBenefit:
     n_targets: int
     loss_nats: float
     """Of the targets, with all of their window."""
-    level: float
-    """Of each interval: all of them together hold at 95%."""
     benefits: tuple[Benefit, ...]
 
     @property
-    def is_flat(self) -> bool:
-        """Whether no distance is of any use to the model, so far as these windows tell."""
-        return not any(
-            is_benefit(interval)
-            for one in self.benefits
-            for interval in (one.over_cut, one.over_shuffled)
+    def n_windows_needed(self) -> int:
+        """Fewer windows can never say ``benefit``, however large it is."""
+        return windows_needed(2 * len(self.benefits))
+
+    @property
+    def verdict(self) -> Literal["benefit", "flat", "undecided"]:
+        """Whether any distance is of use to the model, so far as these windows tell."""
+        if self.n_windows < self.n_windows_needed:
+            return "undecided"
+        shown = (w for one in self.benefits for w in (one.over_cut, one.over_shuffled))
+        return "benefit" if any(worth.is_benefit for worth in shown) else "flat"
+
+
+def trial_benefit(
+    trial: Run, shards: Shards, split: str, n_windows: int
+) -> dict[str, ContextBenefit]:
+    """Return what context is worth to a trial's model, as many rows at once as in training.
+
+    On the corpus ``recall`` the answers alone are scored, and each kind for itself, by its name;
+    all else has one entry, without a name.
+
+    Raises:
+        ConfigError: as ``context_benefit``; no window asked for.
+        DataError: a loss is not finite, the corpus has no such split.
+    """
+    if n_windows < 1:
+        raise ConfigError(f"--windows must be at least 1, got {n_windows}")
+    config, n_seq = trial.config, trial.config.model.n_seq
+    if config.data.corpus == "recall" and shards.segment is not None:
+        tokens, n_targets = shards.tokens(split), 1
+        sides = answer_windows(
+            tokens, n_seq, n_windows, segment=shards.segment, kinds=shards.kinds
         )
-
-
-def is_benefit(interval: Interval) -> bool:
-    """Whether a difference is above 0, rounding aside; one window tells nothing."""
-    return interval.low is not None and interval.low > ROUNDING_NATS
+    else:
+        n_targets, sides = TARGETS, {"": windows(shards, split, n_seq, n_windows)}
+    return {
+        kind: context_benefit(
+            trial.model,
+            *pair,
+            batch_size=rows_at(config, n_seq)[1],
+            autocast=trial.autocast,
+            chunk=config.train.chunk or (CHUNK if n_seq > CHUNK else None),
+            n_targets=n_targets,
+        )
+        for kind, pair in sides.items()
+    }
 
 
 @torch.no_grad()
@@ -72,6 +107,7 @@ def context_benefit(
     batch_size: int,
     autocast: torch.autocast,
     chunk: int | None = None,
+    n_targets: int = TARGETS,
 ) -> ContextBenefit:
     """Score the last targets of every window with what lies further back cut off, or shuffled.
 
@@ -81,13 +117,14 @@ def context_benefit(
 
     Args:
         chunk: sites of a row held at once; ``None`` for whole rows.
+        n_targets: at most half of the sites are scored.
 
     Raises:
         ConfigError: windows too short to have a past; a model that cannot take chunks.
         DataError: a loss is not finite.
     """
     n_windows, n_sites = inputs_WN.shape
-    n_targets = min(TARGETS, n_sites // 2)
+    n_targets = min(n_targets, n_sites // 2)
     if n_targets < 1:
         raise ConfigError(
             f"windows of {n_sites} sites have no past to be without: take longer ones"
@@ -99,21 +136,23 @@ def context_benefit(
     model.eval()
     true_W = scorer.loss(inputs_WN)
     distances = list(_distances(n_sites - n_targets))
-    level = 1 - 0.05 / (2 * len(distances))
-    benefits = []
+    differences = []
     for distance in distances:
         n_past = n_sites - n_targets + 1 - distance
         others = (inputs_WN[:, n_past:], shuffled(inputs_WN, n_past))
-        over = [bootstrap_interval((scorer.loss(o) - true_W).tolist(), level) for o in others]
-        benefits.append(Benefit(distance=distance, over_cut=over[0], over_shuffled=over[1]))
+        differences += [(scorer.loss(other) - true_W).tolist() for other in others]
     model.train(was_training)
+    found = worths(differences)
+    pairs = zip(distances, found[::2], found[1::2], strict=True)
     return ContextBenefit(
         n_windows=n_windows,
         n_sites=n_sites,
         n_targets=n_targets,
         loss_nats=float(true_W.mean()),
-        level=level,
-        benefits=tuple(benefits),
+        benefits=tuple(
+            Benefit(distance=distance, over_cut=cut, over_shuffled=other)
+            for distance, cut, other in pairs
+        ),
     )
 
 

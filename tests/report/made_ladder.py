@@ -42,7 +42,7 @@ def rung(n_seq: int, *, step: int = 100, loss: float | None = None, **metrics: f
         "gradient_norm_std": 0.25,
     }
     if not diverged:
-        numbers |= {"loss": loss, "perplexity": 2.718281828**loss, "cold_start_nats": 8 / n_seq}
+        numbers |= {"loss": loss, "perplexity": 2.718281828**loss, "context_worth_nats": 0.1}
     return RungDone(step=step, n_seq=n_seq, diverged=diverged, metrics={**numbers, **metrics})
 
 
@@ -88,7 +88,8 @@ def write_rungs(
         write_checkpoint(trial, f"checkpoint_seq{one.n_seq}_final.pt", one)
     outcome = outcome or ("diverged" if any(one.diverged for one in done) else "ok")
     if outcome != "running":
-        summary = {"steps": 100, "final_val_loss_nats": done[-1].metrics.get("loss")}
+        loss = done[-1].metrics.get("loss") if done else None
+        summary = {"steps": 100, "final_val_loss_nats": loss}
         sink(TrialEnded(step=100, outcome=outcome, reason="", summary=summary))
     sink.close()
     return trial_id

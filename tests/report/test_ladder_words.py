@@ -7,7 +7,7 @@ import pytest
 from made_ladder import LENGTHS, rung, write_ladder, write_rungs
 from rich.console import Console
 
-from bkray.report.ladder import Ladder, ladder
+from bkray.report.ladder import Ladder, ladder, plain
 from bkray.report.ladder_words import cells, columns, sentences
 from bkray.report.tables import collect, objectives
 from bkray.report.terminal import render, render_text
@@ -51,7 +51,7 @@ def test_a_diverged_rung_reads_as_in_the_guides(tmp_path: Path) -> None:
     text = render_text(collect(sweep), objectives(sweep), of(sweep))
     assert "Length ladder\nseq_len" in text
     assert "131072   DIVERGED           45      3.45 +- 1.23" in text
-    assert "Longest stable length: 128 tokens; diverged: 131,072." in text
+    assert "Longest stable length: 128 tokens; the next length that diverged: 131,072." in text
 
 
 def test_a_terminal_shows_it_too(tmp_path: Path) -> None:
@@ -84,13 +84,29 @@ def test_steps_and_time_are_shared_out(tmp_path: Path) -> None:
     assert said(sweep, "Share").endswith("128 50% and 25%, 512 50% and 75%.")
 
 
-def test_the_cold_start_is_said_in_nats(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("at_the_longest", "ends"),
+    [
+        ([0.1, -0.1, 0.2], "95% interval -0.1000 to +0.2000 over 3 seeds at 512: flat."),
+        ([0.1, 0.2, 0.3], "95% interval +0.1000 to +0.3000 over 3 seeds at 512: context helps."),
+        ([-0.1, -0.2], "95% interval -0.2000 to -0.1000 over 2 seeds at 512: context harms."),
+        ([0.1], "; one seed tells no interval."),
+    ],
+)
+def test_what_the_past_is_worth(tmp_path: Path, at_the_longest: list[float], ends: str) -> None:
     sweep = write_ladder(tmp_path / "s")
-    write_rungs(sweep, rung(128, loss=3.0, cold_start_nats=0.5))
-    write_rungs(sweep, rung(512, loss=2.0, cold_start_nats=0.1))
-    words = said(sweep, "Cold start")
-    assert "0.5000 of 3.0000 nats at 128 tokens, 0.1000 of 2.0000 at 512" in words
-    assert "changes by -1.0000 nats, of that cold start -0.4000" in words
+    for seed, worth in enumerate(at_the_longest):
+        write_rungs(sweep, rung(128, context_worth_nats=0.5), seed=seed)
+        write_rungs(sweep, rung(512, context_worth_nats=worth), seed=seed)
+        write_rungs(sweep, rung(2048, loss=1e9), seed=seed)
+    mean = sum(at_the_longest) / len(at_the_longest)
+    words = said(sweep, "Worth of the N/2 tokens before")
+    assert f"+0.5000 nats at 128, {mean:+.4f} nats at 512;" in words
+    assert words.endswith(ends)
+    heads, first, *_ = cells(of(sweep))
+    assert first[heads.index("worth of N/2 tokens before, nats")] == "0.5"
+    numbers = plain(of(sweep))["results"]
+    assert numbers["512"]["context_worth_nats"] == pytest.approx(mean)
 
 
 def test_promises_stand_beside_what_was_measured(tmp_path: Path) -> None:
@@ -99,8 +115,34 @@ def test_promises_stand_beside_what_was_measured(tmp_path: Path) -> None:
     write_rungs(sweep, rung(512, gradient_norm_std=0.3, nan_count=2.0))
     words = said(sweep, "The guides' promises, monitor on")
     assert "5 spikes per 1,000 steps: 10 at 128, not kept" in words
-    assert "under 20% of its mean: 15% at 512, kept" in words
+    assert "under 20% of its mean: 15.0% at 512, kept" in words
     assert "no NaN up to 512: at most 2 steps, not kept" in words
+
+
+def test_what_diverged_keeps_no_promise(tmp_path: Path) -> None:
+    sweep = write_ladder(tmp_path / "s")
+    write_rungs(sweep, rung(128, spike_count=0.1, gradient_norm_std=0.41))
+    early = rung(512, loss=1e9, steps=3.0, gradient_norm=50.0, gradient_norm_std=0.0)
+    write_rungs(sweep, early)
+    words = said(sweep, "The guides' promises")
+    assert "1 at 128, kept" in words
+    assert "20.5% at 128, not kept" in words
+    assert "no NaN up to 128: at most 0 steps, kept" in words
+    assert words.endswith("broken by what diverged at 512.")
+    alone = write_ladder(tmp_path / "alone")
+    write_rungs(alone, early)
+    assert said(alone, "The guides' promises").endswith("off: broken by what diverged at 512.")
+
+
+def test_lengths_beyond_one_that_diverged_are_told_apart(tmp_path: Path) -> None:
+    sweep = write_ladder(tmp_path / "s")
+    for n_seq in LENGTHS:
+        write_rungs(sweep, rung(n_seq, loss=1e9 if n_seq in (512, 8192) else 2.0))
+    assert said(sweep, "Longest") == (
+        "Longest stable length: 128 tokens; the next length that diverged: 512; beyond it "
+        "diverged: 8,192; beyond it ok: 2,048, 32,768."
+    )
+    assert plain(of(sweep))["next_diverged_length"] == 512
 
 
 @pytest.mark.parametrize(
@@ -132,6 +174,58 @@ def test_the_transfer_is_said_with_its_seeds(tmp_path: Path) -> None:
         "against 0.003 (which diverged) and 0.03 (+0.1000 nats, p = 1): undecided with 1 seed, "
         "for fewer than 7 decide nothing."
     )
+
+
+def test_the_shortest_length_does_not_test_the_transfer(tmp_path: Path) -> None:
+    sweep = write_ladder(tmp_path / "s", **{"ladder.lr_rule": "transfer"})
+    for seed in range(7):
+        for lr, loss in ((0.01, 2.0), (0.03, 2.1), (0.003, 2.1)):
+            near = rung(128, loss=loss + 0.001 * lr * seed)
+            write_rungs(sweep, near, lr=lr, seed=seed, arm=f"seq-128-lr-{lr}")
+        write_rungs(sweep, rung(256, loss=1e9), lr=0.01, seed=seed)
+    assert of(sweep).transfer is None
+    assert said(sweep, "Transfer").endswith(
+        "not tested, the longest stable length is the shortest one."
+    )
+
+
+@pytest.mark.parametrize(("n_seeds", "verdict"), [(6, "did not hold"), (5, "undecided")])
+def test_a_rate_that_diverges_where_another_does_not_did_not_transfer(
+    tmp_path: Path, n_seeds: int, verdict: str
+) -> None:
+    sweep = write_ladder(tmp_path / "s", **{"ladder.lr_rule": "search"})
+    for seed in range(n_seeds):
+        for lr, near, far in ((0.003, 2.2, 2.0), (0.01, 2.1, 1e9), (0.03, 2.0, 1e9)):
+            write_rungs(sweep, rung(128, loss=near), lr=lr, seed=seed, arm=f"seq-128-lr-{lr}")
+            write_rungs(sweep, rung(512, loss=far), lr=lr, seed=seed, arm=f"seq-512-lr-{lr}")
+    found = of(sweep).transfer
+    assert found is not None
+    assert (found.diverged, found.verdict, found.learning_rate) == (True, verdict, 0.03)
+    assert "diverged at 512 tokens against 0.003 (which did not)" in said(sweep, "Transfer")
+
+
+def test_a_rival_that_ran_out_of_memory_decides_nothing(tmp_path: Path) -> None:
+    sweep = transferred(tmp_path, n_seeds=7, above=2.6, below=2.7)
+    write_rungs(sweep, lengths=[512], lr=0.03, seed=7, arm="seq-512-lr-0.03", outcome="oom")
+    found = of(sweep).transfer
+    assert found is not None
+    assert [one.learning_rate for one in found.neighbours] == [0.003]
+
+
+def test_a_search_is_as_stable_as_its_most_stable_rate(tmp_path: Path) -> None:
+    sweep = write_ladder(tmp_path / "s", **{"ladder.lr_rule": "search"})
+    for n_seq in LENGTHS[:4]:
+        for lr, loss in ((0.003, 2.2), (0.01, 2.1), (0.03, 2.0 if n_seq == 128 else 1e9)):
+            one = rung(n_seq, loss=1e9 if n_seq == 8192 else loss)
+            write_rungs(sweep, one, lr=lr, arm=f"seq-{n_seq}-lr-{lr}")
+    found = of(sweep)
+    assert (found.longest_stable, found.next_diverged) == (2048, 8192)
+    rates = [(line.n_seq, line.learning_rate) for line in found.main]
+    assert rates[:3] == [(128, 0.03), (512, 0.01), (2048, 0.01)]
+    write_rungs(sweep, rung(4096, loss=9.0), lr=0.03, arm="seq-4096-lr-0.03")
+    found = of(sweep)  # of 4,096 one rate alone is known: no place in the fits
+    assert [line.n_seq for line in found.main] == [128, 512, 2048, 8192]
+    assert found.longest_stable == 4096
 
 
 def test_a_given_rate_was_not_transferred(tmp_path: Path) -> None:

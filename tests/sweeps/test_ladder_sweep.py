@@ -121,6 +121,62 @@ def test_a_search_tries_every_rate_everywhere() -> None:
     assert len(seen) == len(set(seen)) == 6
 
 
+def test_a_search_closes_in_only_where_every_rate_diverges() -> None:
+    def fate(p: Proposal) -> tuple[str, float]:
+        lr, n_seq = p.config.optimizer.lr, p.config.model.n_seq
+        fell = n_seq >= 2048 or (n_seq > 128 and lr > 0.01)
+        return "diverged" if fell else "ok", -lr
+
+    asked = {"ladder.lengths": "128,512,2048", "ladder.lr_rule": "search", "optimizer.lr": 5e-3}
+    seen = played(fate, **asked)
+    assert len(seen) == len(set(seen)) == 12
+    rates = ("0.005", "0.0017", "0.015")
+    assert seen[9:] == [f"seq-1024-lr-{lr}" for lr in rates]  # not 256, which one rate fell before
+
+
+@pytest.mark.parametrize("fell", [512, 2048])
+def test_the_transfer_is_tested_at_the_longest_length_below_a_fall(fell: int) -> None:
+    def fate(p: Proposal) -> tuple[str, float]:
+        lost = p.config.model.n_seq == fell
+        return "diverged" if lost else "ok", abs(p.config.optimizer.lr - 0.005)
+
+    asked = {"ladder.lengths": "256,512,2048", "ladder.lr_rule": "transfer", "optimizer.lr": 5e-3}
+    seen = played(fate, **asked)
+    assert seen[3:5] == ["seq-512-lr-0.005", "seq-2048-lr-0.005"]
+    tested = [name for name in seen[3:] if not name.endswith("-0.005")]
+    # below 512 there is only the shortest, where the rate comes from
+    wanted = [] if fell == 512 else ["seq-1024-lr-0.0017", "seq-1024-lr-0.015"]
+    assert tested == wanted
+
+
+def test_the_full_preset_climbs_too_and_a_rule_to_search_by_is_refused() -> None:
+    carry = {"ladder.mode": "carry"}
+    (climb,) = planned(SWEEP, SweepOptions(out=Path("none"), preset="full", overrides=carry))
+    assert climb.config.ladder.lr_rule == "given"
+    asked = {**carry, "ladder.lr_rule": "search"}
+    with pytest.raises(ConfigError, match=r"lr_rule=search does nothing with ladder\.mode"):
+        planned(SWEEP, SweepOptions(out=Path("none"), preset="full", overrides=asked))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"model.mixer": "attention"},
+        {"model.dropout": 0.1},
+        {"model.multiscale": True, "model.n_layers": 3},
+    ],
+    ids=str,
+)
+def test_a_model_of_whole_rows_takes_them_whole(model: dict[str, Any]) -> None:
+    def options(**more: Any) -> SweepOptions:
+        overrides = {"ladder.lengths": "128,8192", **model, **more}
+        return SweepOptions(out=Path("none"), preset="small", overrides=overrides)
+
+    assert {p.config.train.chunk for p in planned(SWEEP, options())} == {None}
+    with pytest.raises(ConfigError, match=r"train\.chunk=64 needs"):
+        planned(SWEEP, options(**{"train.chunk": 64}))
+
+
 def test_lengths_no_longer_than_a_chunk_are_not_cut_into_any() -> None:
     options = SweepOptions(
         out=Path("none"), preset="small", overrides={"ladder.lengths": "128,8192"}

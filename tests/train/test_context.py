@@ -4,7 +4,9 @@ Letters: W windows, N sites.
 """
 
 import math
+from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from tiny import VOCABULARY, random_tokens, tiny_model
@@ -13,8 +15,9 @@ from torch.nn.functional import one_hot
 
 from bkray.errors import ConfigError, DataError
 from bkray.nn.lm import Carried, Prediction
-from bkray.stats import Interval
-from bkray.train.context import ContextBenefit, context_benefit, is_benefit, shuffled
+from bkray.stats import holm
+from bkray.train.context import ContextBenefit, context_benefit, shuffled
+from bkray.train.worth import ALPHA, benefit_p, windows_needed, worths
 
 OFF = torch.autocast("cpu", torch.bfloat16, enabled=False)
 SURE = 5.0
@@ -57,17 +60,61 @@ def test_a_model_that_mixes_no_tokens_is_flat() -> None:
             return Prediction(self.inner(tokens))
 
     found = benefit_of(Unmixed(), *windows())
-    assert found.is_flat
+    assert found.verdict == "flat"
     for one in found.benefits:
-        for interval in (one.over_cut, one.over_shuffled):
-            assert interval.low is not None and interval.high is not None
-            assert interval.low - 1e-6 <= 0 <= interval.high + 1e-6
+        for worth in (one.over_cut, one.over_shuffled):
+            assert worth.p == 1 and worth.shown.mean == pytest.approx(0, abs=1e-6)
 
 
 def test_a_mixing_model_that_has_learnt_nothing_is_flat_too() -> None:
-    """It hears its context, which is random: 12 intervals of each model must all hold 0."""
+    """It hears its context, which is random: none of 12 differences may stand out."""
     for seed in range(5):
-        assert benefit_of(tiny_model("bk", seed=seed), *windows(n_windows=40)).is_flat
+        found = benefit_of(tiny_model("bk", seed=seed), *windows(n_windows=16))
+        assert found.verdict == "flat"
+
+
+def null_draws(n_draws: int, n_windows: int, n_differences: int) -> Iterator[list[list[float]]]:
+    """Differences of heavy-tailed losses, all to the same one, that favour no sign."""
+    draw = np.random.default_rng(5)
+    for _ in range(n_draws):
+        losses = draw.standard_t(2, size=(n_differences + 1, n_windows))
+        yield (losses[1:] - losses[0]).tolist()
+
+
+@pytest.mark.parametrize("n_windows", [8, 16])
+def test_no_benefit_is_called_one_in_at_most_a_twentieth_of_draws(n_windows: int) -> None:
+    assert windows_needed(12) == 8, "both numbers of windows decide"
+    called = sum(
+        any(holm([benefit_p(one) for one in draw], ALPHA))
+        for draw in null_draws(200, n_windows, 12)
+    )
+    assert called <= 0.065 * 200
+
+
+def test_a_benefit_of_every_window_is_seen_from_as_many_on_as_are_said_to_decide() -> None:
+    for n_differences in (2, 6, 12, 20):
+        needed = windows_needed(n_differences)
+        other = [[-1.0] * needed] * (n_differences - 1)
+        worth = worths([[0.1] * needed, *other])[0]
+        assert worth.is_benefit and worth.p == 2.0**-needed
+        assert not worths([[0.1] * (needed - 1), *(one[1:] for one in other)])[0].is_benefit
+
+
+def test_the_second_of_a_family_is_held_against_a_laxer_level_than_the_first() -> None:
+    second = [0.3, 0.3, 0.3, 0.3, 0.3, -0.1]  # 2 of 64 choices of signs are as far up
+    assert [worth.p for worth in worths([[0.1] * 6, second])] == [1 / 64, 2 / 64]
+    assert [worth.is_benefit for worth in worths([[0.1] * 6, second])] == [True, True]
+    assert [worth.is_benefit for worth in worths([second, second])] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("n_windows", "verdict"), [(1, "undecided"), (7, "undecided"), (8, "benefit")]
+)
+def test_too_few_windows_are_undecided_whatever_they_show(n_windows: int, verdict: str) -> None:
+    found = benefit_of(Recalls(lag=19), *windows(n_windows, period=20))
+    assert found.verdict == verdict and found.n_windows_needed == 8
+    nothing = benefit_of(Recalls(lag=64), *windows(n_windows, period=20))
+    assert nothing.verdict == ("flat" if n_windows == 8 else "undecided")
 
 
 def test_a_recall_task_shows_its_benefit_at_its_distance() -> None:
@@ -78,18 +125,19 @@ def test_a_recall_task_shows_its_benefit_at_its_distance() -> None:
     found = benefit_of(Recalls(lag=19), *windows(period=20))
     right = math.log(math.exp(SURE) + VOCABULARY - 1) - SURE
     assert found.loss_nats == pytest.approx(right, abs=1e-5)
-    assert not found.is_flat
+    assert found.verdict == "benefit"
     worth = math.log(VOCABULARY) - right
     for one in found.benefits:
+        cut, other = one.over_cut, one.over_shuffled
         if one.distance <= 8:
-            assert one.over_cut.mean == pytest.approx(worth, abs=1e-5)
-            assert is_benefit(one.over_cut) and is_benefit(one.over_shuffled)
-            assert one.over_shuffled.mean > worth, "a false past is worse than none"
+            assert cut.shown.mean == pytest.approx(worth, abs=1e-5)
+            assert cut.is_benefit and other.is_benefit
+            assert other.shown.mean > worth, "a false past is worse than none"
         if one.distance == 16:  # 16 to 23 tokens are kept, of which 20 are enough
-            assert one.over_cut.mean == pytest.approx(worth / 2, abs=1e-5)
+            assert cut.shown.mean == pytest.approx(worth / 2, abs=1e-5)
         if one.distance >= 32:
-            assert one.over_cut.mean == one.over_shuffled.mean == 0
-            assert not is_benefit(one.over_cut) and not is_benefit(one.over_shuffled)
+            assert cut.shown.mean == other.shown.mean == 0
+            assert not cut.is_benefit and not other.is_benefit
     assert [one.distance for one in found.benefits] == [1, 2, 4, 8, 16, 32]
 
 
@@ -102,8 +150,8 @@ def test_rows_in_chunks_say_the_same(mixer: str) -> None:
         said = benefit_of(model, *windows(), chunk=chunk)
         assert said.loss_nats == pytest.approx(whole.loss_nats, abs=1e-10)
         for one, other in zip(said.benefits, whole.benefits, strict=True):
-            assert one.over_cut.mean == pytest.approx(other.over_cut.mean, abs=1e-10)
-            assert one.over_shuffled.mean == pytest.approx(other.over_shuffled.mean, abs=1e-10)
+            for a, b in ((one.over_cut, other.over_cut), (one.over_shuffled, other.over_shuffled)):
+                assert a.shown.mean == pytest.approx(b.shown.mean, abs=1e-10)
 
 
 def test_only_the_past_is_shuffled_and_always_alike() -> None:
@@ -116,10 +164,10 @@ def test_only_the_past_is_shuffled_and_always_alike() -> None:
     assert torch.equal(shuffled(tokens, 0), tokens)
 
 
-def test_a_difference_within_rounding_and_a_single_window_tell_nothing() -> None:
-    assert not is_benefit(Interval(1e-6, 9e-7, 2e-6, 40))
-    assert not is_benefit(Interval(1.0, None, None, 1))
-    assert is_benefit(Interval(0.1, 0.05, 0.2, 40))
+def test_a_difference_within_rounding_is_none() -> None:
+    within, above = worths([[9e-6] * 20, [1.1e-5] * 20])
+    assert (within.p, within.is_benefit) == (1.0, False)
+    assert above.is_benefit
 
 
 def test_what_cannot_be_told_is_one_clear_error() -> None:
