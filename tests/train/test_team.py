@@ -55,7 +55,7 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_as_one(kind: str, text: Path, tmp_path: Path) -> None:
-    lengths = {"ladder.lengths": "6,12,24"} if kind == "ladder" else {}
+    lengths = {"ladder.lengths": "6,12,24", "batch_size": 4} if kind == "ladder" else {}
     config = short_config(text, **{**KINDS[kind], **SHARED, **lengths})
     alone = _events(ALONE, config, tmp_path / "alone")
     first, second = in_team(2, tmp_path, _events, config, tmp_path / "team")
