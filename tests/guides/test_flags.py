@@ -18,7 +18,7 @@ ALONGSIDE = {"model.router": {"model.n_experts": 4}}
 """What a path needs beside it to do something."""
 
 
-def resolve(meaning: str) -> None:
+def assert_resolves(meaning: str) -> None:
     """Fail unless ``meaning`` is a config path, one with a value that is allowed, or a command."""
     first, *words = meaning.split()
     if first != "bkray":
@@ -39,7 +39,7 @@ def resolve(meaning: str) -> None:
 
 @pytest.mark.parametrize("flag", GUIDES.split())
 def test_every_flag_of_the_guides_resolves(flag: str) -> None:
-    resolve(FLAGS[flag])
+    assert_resolves(FLAGS[flag])
 
 
 def test_there_are_no_others() -> None:
@@ -58,4 +58,4 @@ def test_there_are_no_others() -> None:
 )
 def test_a_meaning_that_is_none_is_noticed(meaning: str) -> None:
     with pytest.raises((AssertionError, ConfigError)):
-        resolve(meaning)
+        assert_resolves(meaning)
