@@ -1,13 +1,14 @@
 """What answers for the sites behind a cut, nearly for free.
 
-Letters: B batch, N sites, D width, V vocabulary. Answers are logits, (B, N, V).
+Letters: B batch, N sites, D width, V vocabulary.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize, softplus
 
 from bkray.ops.copying import NOTHING, longest_follower
 
@@ -31,6 +32,51 @@ def pooled(embedded_BND: Tensor) -> Tensor:
     return torch.cat([unit_BND.mean(1), torch.stack(alike, 1)], dim=1)
 
 
+class Answer(NamedTuple):
+    """What is answered at each site: a guess and, where tokens are copied, the copied ones."""
+
+    guess_BNV: Tensor
+    """Logits."""
+    copied_BN: Tensor | None = None
+    """The token that is copied; ``NOTHING`` where none is."""
+    trust_BN: Tensor | None = None
+    """Log-odds of the copied token, whatever the guess has for it besides."""
+
+    def logits(self) -> Tensor:
+        """Return the mixture of guess and copy, (B, N, V)."""
+        if self.copied_BN is None or self.trust_BN is None:
+            return self.guess_BNV
+        guess_BNV = self.guess_BNV.log_softmax(-1)
+        token_BN1 = self.copied_BN[..., None].clamp(min=0)
+        guess_BN1 = guess_BNV.gather(-1, token_BN1)
+        # p (1 - w) everywhere, w more at the copied token: over 1 - w, and only that one moves.
+        mixed_BN1 = torch.where(
+            self.copied_BN[..., None] == NOTHING,
+            guess_BN1,
+            torch.logaddexp(guess_BN1, self.trust_BN[..., None].to(guess_BNV.dtype)),
+        )
+        if torch.is_grad_enabled():
+            return guess_BNV.scatter(-1, token_BN1, mixed_BN1)
+        return guess_BNV.scatter_(-1, token_BN1, mixed_BN1)  # no copy of a large tensor
+
+    def losses(self, targets_BN: Tensor) -> Tensor:
+        """Return the cross-entropy of ``logits`` in nats, (B, N), in float32 at least.
+
+        The guess's own is all that is computed over the vocabulary.
+        """
+        precise = torch.promote_types(self.guess_BNV.dtype, torch.float32)
+        guess_BN = cross_entropy(
+            self.guess_BNV.flatten(0, 1).to(precise), targets_BN.flatten(), reduction="none"
+        ).view_as(targets_BN)
+        if self.copied_BN is None or self.trust_BN is None:
+            return guess_BN
+        trust_BN = self.trust_BN.to(precise)
+        hit_BN = torch.where(
+            self.copied_BN == targets_BN, -torch.logaddexp(-guess_BN, trust_BN), guess_BN
+        )
+        return torch.where(self.copied_BN == NOTHING, guess_BN, hit_BN + softplus(trust_BN))
+
+
 class Repeat(nn.Module):
     """The last computed output, repeated: it depends on the cut, so the model gives it itself."""
 
@@ -49,9 +95,9 @@ class Shallow(nn.Module):
 
     def forward(
         self, tokens_BN: Tensor, embedded_BND: Tensor, start_BF: Tensor, read: Read, first: int
-    ) -> Tensor:
+    ) -> Answer:
         """Return the answers of the sites from ``first`` on."""
-        return read(embedded_BND[:, first:] + self.kind(start_BF)[:, None])
+        return Answer(read(embedded_BND[:, first:] + self.kind(start_BF)[:, None]))
 
 
 class Copy(nn.Module):
@@ -71,21 +117,13 @@ class Copy(nn.Module):
 
     def forward(
         self, tokens_BN: Tensor, embedded_BND: Tensor, start_BF: Tensor, read: Read, first: int
-    ) -> Tensor:
+    ) -> Answer:
         """Return the answers of the sites from ``first`` on."""
-        shallow_BNV: Tensor = self.shallow(tokens_BN, embedded_BND, start_BF, read, first)
-        guess_BNV = shallow_BNV.log_softmax(-1)
+        guess: Answer = self.shallow(tokens_BN, embedded_BND, start_BF, read, first)
         copied_BN, run_BN = longest_follower(tokens_BN, self.N_RUNS)
-        token_BN1 = copied_BN[:, first:, None].clamp(min=0)
-        trust_BN1 = self.trust.to(guess_BNV.dtype)[run_BN[:, first:, None].clamp(min=0)]
-        guess_BN1 = guess_BNV.gather(-1, token_BN1)
-        # p (1 - w) everywhere, w more at the copied token: over 1 - w, and only that one moves.
-        mixed_BN1 = torch.where(
-            run_BN[:, first:, None] == NOTHING, guess_BN1, torch.logaddexp(guess_BN1, trust_BN1)
+        return guess._replace(
+            copied_BN=copied_BN[:, first:], trust_BN=self.trust[run_BN[:, first:].clamp(min=0)]
         )
-        if torch.is_grad_enabled():
-            return guess_BNV.scatter(-1, token_BN1, mixed_BN1)
-        return guess_BNV.scatter_(-1, token_BN1, mixed_BN1)  # no copy of a large tensor
 
 
 def beyond(policy: str, d_model: int) -> Repeat | Shallow | Copy:

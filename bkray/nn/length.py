@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from bkray.nn.beyond import LAGS, Copy, Repeat, Shallow, pooled
+from bkray.nn.beyond import LAGS, Answer, Copy, Repeat, Shallow, pooled
 from bkray.nn.bins import passes
 from bkray.nn.depth import Sparsity
 from bkray.nn.lm import LanguageModel, Lengths, Prediction
@@ -95,10 +95,10 @@ class LearnedLength(nn.Module):
                 for rows_R, lengths in self._groups(computed_B, tokens_BN.shape[1])
             ]
         )
-        beyond_BNV = None
+        beyond = None
         if self.training and not isinstance(self.beyond, Repeat):
-            beyond_BNV = self._behind(tokens_BN, embedded_BND, 0)
-        return whole._replace(lengths=Lengths(logit_BK, bins_K, computed_B, beyond_BNV))
+            beyond = self._behind(tokens_BN, embedded_BND, self.predictor.bins[0])
+        return whole._replace(lengths=Lengths(logit_BK, bins_K, computed_B, beyond))
 
     def _computed(self, logit_BK: Tensor, bins_K: Tensor) -> Tensor:
         """Return how many sites of each row to compute."""
@@ -143,7 +143,7 @@ class LearnedLength(nn.Module):
         if isinstance(self.beyond, Repeat):
             behind_RNV = said.logits_BNV[:, -1:].detach().expand(-1, n_behind, -1)
         else:
-            behind_RNV = self._behind(tokens_RN, embedded_RND, n_computed)
+            behind_RNV = self._behind(tokens_RN, embedded_RND, n_computed).logits()
         return said._replace(
             logits_BNV=torch.cat([said.logits_BNV, behind_RNV.to(said.logits_BNV.dtype)], dim=1),
             layers_BN=None if said.layers_BN is None else pad(said.layers_BN, (0, n_behind)),
@@ -175,7 +175,7 @@ class LearnedLength(nn.Module):
             last_RNV = said.logits_BNV[torch.arange(len(length_R)), length_R - 1][:, None]
             behind_RNV = last_RNV.expand(-1, n_sites - least, -1)
         else:
-            behind_RNV = self._behind(tokens_RN, embedded_RND, least)
+            behind_RNV = self._behind(tokens_RN, embedded_RND, least).logits()
         n_behind = n_sites - max(lengths)
         computed_RNV = pad(said.logits_BNV[:, least:], (0, 0, 0, n_behind))
         behind_RNV = torch.where(
@@ -194,13 +194,11 @@ class LearnedLength(nn.Module):
             sure_BN=inside(said.sure_BN),
         )
 
-    def _behind(self, tokens_BN: Tensor, embedded_BND: Tensor, first: int) -> Tensor:
+    def _behind(self, tokens_BN: Tensor, embedded_BND: Tensor, first: int) -> Answer:
         """Return the cheap answers from site ``first`` on; all rows share the shortest bin."""
         start_BF = pooled(embedded_BND[:, : self.predictor.bins[0]].detach())
-        answers_BNV: Tensor = self.beyond(
-            tokens_BN, embedded_BND, start_BF, self.model.read, first
-        )
-        return answers_BNV
+        answer: Answer = self.beyond(tokens_BN, embedded_BND, start_BF, self.model.read, first)
+        return answer
 
 
 def together(parts: Sequence[tuple[Rows, Prediction]]) -> Prediction:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bkray.errors import ConfigError
+from bkray.nn.beyond import Answer
 from bkray.nn.block import Block, StreamedBlock
 from bkray.nn.depth import Deep, Sparsity
 from bkray.nn.mixer import State, StreamingMixer
@@ -25,9 +26,9 @@ class Lengths(NamedTuple):
     """Sites."""
     computed_B: Tensor
     """Sites of each row that ran through the layers; those behind were answered cheaply."""
-    beyond_BNV: Tensor | None = None
-    """Logits that each site would have behind a cut; ``None`` where the last computed
-    output is repeated, and in evaluation."""
+    beyond: Answer | None = None
+    """What each site but those of the shortest bin would have behind a cut; ``None`` where the
+    last computed output is repeated, and in evaluation."""
 
 
 class Carried(NamedTuple):

@@ -4,7 +4,7 @@ Letters: B batch, N sites, K bins.
 """
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy, gumbel_softmax
+from torch.nn.functional import gumbel_softmax, pad
 
 from bkray.config import ModelConfig
 from bkray.nn.lm import Lengths, Prediction
@@ -67,13 +67,12 @@ def costs(prediction: Prediction, loss_BN: Tensor, targets_BN: Tensor, penalty: 
 
 def table(prediction: Prediction, lengths: Lengths, loss_BN: Tensor, targets_BN: Tensor) -> Tensor:
     """Return the loss of every row cut at every bin, (B, K), from a pass that cut nothing."""
-    if lengths.beyond_BNV is None:
+    if lengths.beyond is None:
         logits_BNV = prediction.logits_BNV.detach()
         return repeated_loss_table(loss_BN, logits_BNV, targets_BN, lengths.bins_K)
-    beyond_BN = cross_entropy(
-        lengths.beyond_BNV.flatten(0, 1).to(loss_BN.dtype), targets_BN.flatten(), reduction="none"
-    )
-    return loss_table(loss_BN, beyond_BN.view_as(loss_BN), lengths.bins_K)
+    n_always = targets_BN.shape[1] - lengths.beyond.guess_BNV.shape[1]
+    beyond_BN = lengths.beyond.losses(targets_BN[:, n_always:]).to(loss_BN.dtype)
+    return loss_table(loss_BN, pad(beyond_BN, (n_always, 0)), lengths.bins_K)
 
 
 def bin_shares(logit_BK: Tensor, gradient: str) -> Tensor:

@@ -123,7 +123,7 @@ def cut_losses(
 def _cut_table(said: Prediction, targets_BN: Tensor, lengths_K: Tensor) -> Tensor:
     loss_BN = token_loss_nats(said, targets_BN).double()
     n_sites = targets_BN.shape[1]
-    if said.lengths is not None and said.lengths.beyond_BNV is not None:
+    if said.lengths is not None and said.lengths.beyond is not None:
         asked = said.lengths._replace(bins_K=lengths_K)
         return table(said, asked, loss_BN, targets_BN) / n_sites
     precise = torch.promote_types(said.logits_BNV.dtype, torch.float32)

@@ -187,11 +187,11 @@ def test_a_copy_is_mixed_in_with_the_probability_it_is_trusted_with() -> None:
     model = learned(length_beyond="copy").train()
     assert isinstance(model.beyond, Copy)
     tokens = varied_rows()
-    mixed = model._behind(tokens, model.model.embed(tokens), 3).softmax(-1)
+    mixed = model._behind(tokens, model.model.embed(tokens), 3).logits().softmax(-1)
     copied_BN, run_BN = longest_follower(tokens, Copy.N_RUNS)
     trust = model.beyond.trust.sigmoid()
     model.beyond = model.beyond.shallow
-    shallow = model._behind(tokens, model.model.embed(tokens), 3).softmax(-1)
+    shallow = model._behind(tokens, model.model.embed(tokens), 3).logits().softmax(-1)
     for row, t in itertools.product(range(len(tokens)), range(3, SITES)):
         plain = shallow[row, t - 3].clone()
         if run_BN[row, t] >= 0:
@@ -208,8 +208,8 @@ def test_a_trusted_copy_repeats_a_pattern() -> None:
     model.beyond.trust.fill_(20.0)  # type: ignore[union-attr]
     pattern = torch.tensor([[3, 5, 2] * 6])
     said: Prediction = model(pattern[:, :SITES])
-    assert said.lengths is not None and said.lengths.beyond_BNV is not None
-    answers = said.lengths.beyond_BNV[0, 8:].argmax(-1)
+    assert said.lengths is not None and said.lengths.beyond is not None
+    answers = said.lengths.beyond.logits()[0].argmax(-1)
     assert torch.equal(answers, pattern[0, 9 : SITES + 1])
 
 

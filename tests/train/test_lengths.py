@@ -8,6 +8,7 @@ import torch
 from tiny import VOCABULARY, random_tokens, tiny_config
 from torch import Tensor
 
+from bkray.nn.beyond import Answer
 from bkray.nn.build import built_in
 from bkray.nn.length import LearnedLength
 from bkray.nn.lm import Lengths, Prediction
@@ -131,12 +132,13 @@ def test_parts_of_a_batch_add_up_to_the_whole(train_cut: float) -> None:
     with torch.no_grad():
         model.predictor.down.bias[0] += 10.0  # short rows, so those drawn are really cut
         said: Prediction = model.double()(inputs)
-    assert said.lengths is not None and said.lengths.beyond_BNV is not None
+    assert said.lengths is not None and said.lengths.beyond is not None
     assert len(said.lengths.computed_B.unique()) == (2 if train_cut else 1)
 
     def taught(rows: slice) -> float:
         logit, bins, computed, beyond = said.lengths  # type: ignore[misc]
-        lengths = Lengths(logit[rows], bins, computed[rows], beyond[rows])  # type: ignore[index]
+        answer = Answer(*(x[rows] for x in beyond))  # type: ignore[union-attr]
+        lengths = Lengths(logit[rows], bins, computed[rows], answer)
         part = Prediction(said.logits_BNV[rows], lengths=lengths)
         loss_BN = token_loss_nats(part, targets[rows])
         return float(length_losses(part, loss_BN, targets[rows], config)["total"])
