@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from benchmarks.judging import paired
+from bkray.nn.act import ActDepth
 from bkray.nn.build import language_model
-from bkray.nn.depth import ActDepth
 from bkray.overrides import build
 from bkray.train.step import losses
 from bkray.trial import use_threads

@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.act import WARM_UP, spread
 from benchmarks.idle import MACHINERY, idle_run
 from benchmarks.judging import paired
-from bkray.nn.depth import ActDepth
+from bkray.nn.act import ActDepth
 from bkray.nn.exits import ExitDepth
 from bkray.nn.length import LearnedLength
 from bkray.nn.lm import LanguageModel

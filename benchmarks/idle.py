@@ -23,7 +23,7 @@ from torch import nn
 from benchmarks.act import WARM_UP, spread
 from benchmarks.judging import paired
 from bkray.data.shards import prepare
-from bkray.nn.depth import ActDepth
+from bkray.nn.act import ActDepth
 from bkray.nn.length import LearnedLength
 from bkray.ops.memory import keep_freed_memory
 from bkray.overrides import build, parse

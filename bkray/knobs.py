@@ -31,6 +31,8 @@ def acting_knobs(given: Mapping[str, Any]) -> dict[str, Any]:
         knobs |= _ROUTERS.get(str(given.get("router")), _ROUTERS["learned"])
     if given.get("depth") in ("act", "act_exit"):
         knobs |= {"act_threshold": 0.99, "act_lambda": 0.01, "halt_lr_factor": 1.0}
+        if given.get("multiscale") in (True, "true"):
+            knobs |= {"act_scales": "middle"}
     if given.get("depth") in ("exit", "act_exit"):
         surest = 0.5 if given.get("exit_rule") == "entropy" else 0.9
         knobs |= {"exit_heads": "shared", "exit_rule": "confidence", "exit_threshold": surest}
@@ -70,6 +72,8 @@ def _whole(value: Any, default: int) -> int:
 def why_idle(name: str, given: Mapping[str, Any]) -> str:
     if given.get("build") is not None:
         return f"does nothing in the model of build={given['build']}: give it as model.options.*"
+    if name == "act_scales":
+        return "does nothing in this model: set model.multiscale=true and model.depth=act"
     if name in ("act_threshold", "act_lambda", "halt_lr_factor"):
         return (
             f"does nothing with model.depth={given.get('depth') or 'dense'}: "

@@ -38,6 +38,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "sparse": {"sparsity": "learned"},
     "multiscale": PAIRS,
     "multiscale act": {**PAIRS, "depth": "act"},
+    "multiscale act each": {**PAIRS, "depth": "act", "act_scales": "each"},
     "multiscale exit": {**PAIRS, "depth": "exit", **UNSURE},
     "multiscale sparse": {**PAIRS, "sparsity": "learned"},
     "scaled mixer": {"mixer_scale": 2},

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bkray.config import TrialConfig
+from bkray.nn.act import HaltingUnit
 from bkray.nn.build import language_model
-from bkray.nn.depth import HaltingUnit
 from bkray.nn.exits import ExitDepth
 from bkray.nn.lm import LanguageModel
 from bkray.nn.sparsity import SparseDepth

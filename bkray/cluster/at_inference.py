@@ -18,7 +18,7 @@ from bkray.atomic import write_json
 from bkray.cluster.store import end_of
 from bkray.config import TrialConfig
 from bkray.errors import BkrayError, ConfigError, ResumeError
-from bkray.nn.depth import ActDepth
+from bkray.nn.act import ActDepth
 from bkray.nn.exits import ExitDepth
 from bkray.sweep import SWEPT_AT_INFERENCE, Sweep
 from bkray.train.frontier import StopFrontier, StopPoint, frontier

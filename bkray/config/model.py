@@ -54,6 +54,8 @@ class ModelConfig(Section):
     balance_weight: float | None = Field(None, ge=0)
     act_threshold: float | None = Field(None, gt=0, le=1)
     act_lambda: float | None = Field(None, ge=0)
+    act_scales: Literal["middle", "each"] | None = None
+    """Who halts in an hourglass: the pairs in its middle, or sites before and behind it too."""
     halt_lr_factor: float | None = Field(None, gt=0)
     """Learning rate of the halting units, as a multiple of ``optimizer.lr``."""
     exit_heads: Literal["shared", "own"] | None = None

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from bkray.errors import ConfigError
 from bkray.guides.standard import MoEResNetBKLayer, check_length, positions
-from bkray.nn.depth import Deep, HaltingLayer, HaltingUnit, Running, run_until_halted
+from bkray.nn.act import HaltingLayer, HaltingUnit, run_until_halted
+from bkray.nn.depth import Deep, Running, alone
 from bkray.nn.lm import LanguageModel, Prediction
 from bkray.nn.mixer import Mixer
 from bkray.train.step import token_loss_nats
@@ -108,7 +109,7 @@ class AdaptiveResNetBKBlock(nn.Module):
 
     def halting_layer(self) -> HaltingLayer:
         """Return the block as the depth policy takes it."""
-        return HaltingLayer(self.bk_layer.block, self.halting_unit, self.threshold)
+        return HaltingLayer(alone(self.bk_layer.block), self.halting_unit, self.threshold)
 
     @property
     def mixer(self) -> Mixer:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from bkray.nn.act import ActDepth, Halted, run_until_halted
 from bkray.nn.block import Block
-from bkray.nn.depth import ActDepth, Deep, Halted, Running, run_until_halted
+from bkray.nn.depth import Deep, Running, alone
 from bkray.nn.exits import ExitDepth, Read, as_rows, places_of
 
 
@@ -37,15 +38,15 @@ class ActExitDepth(nn.Module):
         self, blocks: Sequence[Block], hidden_BND: Tensor, position_BN: Tensor, read: Read
     ) -> Deep:
         """Return states and logits with which the tokens stopped; ``read`` is the last head."""
-        layers = self.act.layers(blocks)
+        layers = self.act.layers([alone(block) for block in blocks])
         heads = self.exits.readers(len(layers) - 1, read)
         if self.training:
             taught = _Taught(heads)
-            deep = run_until_halted(layers, hidden_BND, position_BN, taught)
+            deep = run_until_halted(layers, hidden_BND, position_BN, behind=taught)
             nobody_ran = [head(deep.hidden_BND) for head in heads[len(taught.exits) :]]
             return deep._replace(exits=(*taught.exits, *nobody_ran))
         asked = _Asked(heads, self.exits)
-        deep = run_until_halted(layers, hidden_BND, position_BN, asked)
+        deep = run_until_halted(layers, hidden_BND, position_BN, behind=asked)
         return asked.answers(deep, read)
 
 

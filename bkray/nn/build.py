@@ -6,20 +6,21 @@ from torch import nn
 
 from bkray.config import ModelConfig, TrialConfig
 from bkray.errors import ConfigError
+from bkray.nn.act import ActDepth
 from bkray.nn.act_exit import ActExitDepth
 from bkray.nn.attention import AttentionMixer
 from bkray.nn.beyond import beyond
 from bkray.nn.bins import checked_bins, length_bins
 from bkray.nn.bk import BKMixer
 from bkray.nn.block import Block
-from bkray.nn.depth import ActDepth, DenseDepth
+from bkray.nn.depth import DenseDepth
 from bkray.nn.exits import ExitDepth
 from bkray.nn.length import LearnedLength, LengthPredictor
 from bkray.nn.linear_recurrence import LinearRecurrenceMixer
 from bkray.nn.lm import DepthPolicy, LanguageModel
 from bkray.nn.mixer import Mixer
 from bkray.nn.moe import Experts, FeedForward
-from bkray.nn.multiscale import MultiscaleDepth, ScaledMixer
+from bkray.nn.multiscale import N_STAGES, MultiscaleDepth, ScaledMixer
 from bkray.nn.own_model import check_own_model
 from bkray.nn.routers import ScatteringRouter
 from bkray.nn.sparsity import SparseDepth
@@ -126,10 +127,9 @@ def depth_policy(model: ModelConfig, vocab_size: int) -> DepthPolicy:
     """Return how many layers a token runs through, and which of them over pairs."""
     assert model.d_model is not None and model.n_layers is not None
     if model.depth == "exit":
-        n_heads = 2 if model.multiscale else model.n_layers - 1  # an hourglass is left in between
+        n_heads = (N_STAGES if model.multiscale else model.n_layers) - 1
         exits = exit_depth(model, n_heads, vocab_size)
         return MultiscaleDepth(around=exits) if model.multiscale else exits
-    # Every policy but early exit acts in the middle of an hourglass alone.
     n_layers = model.n_layers - 2 if model.multiscale else model.n_layers
     policy: DenseDepth | ActDepth | SparseDepth = DenseDepth()
     if model.act_threshold is not None:
@@ -138,7 +138,13 @@ def depth_policy(model: ModelConfig, vocab_size: int) -> DepthPolicy:
             return ActExitDepth(policy, exit_depth(model, n_layers - 1, vocab_size))
     elif model.sparsity == "learned":
         policy = SparseDepth(model.d_model, n_layers if model.multiscale else n_layers - 1)
-    return MultiscaleDepth(within=policy) if model.multiscale else policy
+    if not model.multiscale:
+        return policy
+    around = None
+    if model.act_scales == "each":
+        assert model.act_threshold is not None
+        around = ActDepth(model.d_model, N_STAGES, model.act_threshold)
+    return MultiscaleDepth(policy, around)
 
 
 def exit_depth(model: ModelConfig, n_heads: int, vocab_size: int) -> ExitDepth:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bkray.nn.block import Block
-from bkray.nn.depth import Deep, DenseDepth, Running, Stage, unused
+from bkray.nn.depth import Deep, Running, Stage, alone, unused
 from bkray.nn.moe import Routing
 from bkray.ops.sureness import Rule, sureness
 
@@ -42,8 +42,7 @@ class ExitDepth(nn.Module):
         self, blocks: Sequence[Block], hidden_BND: Tensor, position_BN: Tensor, read: Read
     ) -> Deep:
         """Return the states and logits with which the tokens left; ``read`` is the last head."""
-        dense = DenseDepth()
-        stages = [Stage([block], dense) for block in blocks]
+        stages = [alone(block) for block in blocks]
         return self.through(stages, hidden_BND, position_BN, read)
 
     def through(

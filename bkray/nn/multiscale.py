@@ -13,13 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from bkray.nn.act import ActDepth, run_until_halted
 from bkray.nn.block import Block
-from bkray.nn.depth import Deep, DenseDepth, Stage
+from bkray.nn.depth import Deep, DenseDepth, Stage, alone
 from bkray.nn.exits import ExitDepth, Read
 from bkray.nn.mixer import Mixer
 
 PAIR = 2
 """Sites per group in the middle of an hourglass."""
+
+N_STAGES = 3
+"""Of an hourglass: the first block, the middle, the last block."""
 
 
 class ScaledMixer(nn.Module):
@@ -41,16 +45,19 @@ class MultiscaleDepth(nn.Module):
     """An hourglass: the first and the last block over all sites, those between over pairs.
 
     The middle runs over the means of pairs under the policy ``within``, and what it adds to a
-    pair is added to the sites that read it. With ``around``, tokens may leave behind the first
-    block and behind the middle; the pairs are then pairs of those who stayed.
+    pair is added to the sites that read it. With ``around``, tokens may leave or halt behind the
+    first block and behind the middle; the pairs are then pairs of those who stayed. ACT acts at
+    each scale where it is both within and around.
 
     ``layers_BN`` counts the blocks whose work a site gets: in the middle those of the pair that
     it reads, at half the price each, and none at the first site of a sequence. The clock is the
-    truth. ACT's remainder is that of the pair, 0 where none is read.
+    truth. ACT's remainders, that of the site and that of the pair it reads, are added up.
     """
 
     def __init__(
-        self, within: Callable[..., Deep] | None = None, around: ExitDepth | None = None
+        self,
+        within: Callable[..., Deep] | None = None,
+        around: ExitDepth | ActDepth | None = None,
     ) -> None:
         super().__init__()
         self.within = within if within is not None else DenseDepth()
@@ -59,7 +66,7 @@ class MultiscaleDepth(nn.Module):
     @property
     def reads(self) -> bool:
         """Whether the policy needs the model's head."""
-        return self.around is not None
+        return isinstance(self.around, ExitDepth)
 
     def forward(
         self,
@@ -69,10 +76,11 @@ class MultiscaleDepth(nn.Module):
         read: Read | None = None,
     ) -> Deep:
         first, *middle, last = blocks
-        dense = DenseDepth()
-        stages = [Stage([first], dense), Stage(middle, self.over_pairs), Stage([last], dense)]
+        stages = [alone(first), Stage(middle, self.over_pairs), alone(last)]
         if self.around is None:
             return straight(stages, hidden_BND, position_BN)
+        if isinstance(self.around, ActDepth):
+            return run_until_halted(self.around.layers(stages), hidden_BND, position_BN)
         assert read is not None
         return self.around.through(stages, hidden_BND, position_BN, read)
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bkray.nn.act import ActDepth
 from bkray.nn.act_exit import ActExitDepth
-from bkray.nn.depth import ActDepth
 from bkray.nn.exits import ExitDepth
 from bkray.nn.lm import LanguageModel
 from bkray.ops.frontier import best_bins_of_each, stop_curve

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from bkray.errors import DataError
+from bkray.nn.act import ActDepth
 from bkray.nn.beyond import Repeat
-from bkray.nn.depth import ActDepth, HaltingLayer, Running
+from bkray.nn.depth import Running, alone
 from bkray.nn.exits import ExitDepth
 from bkray.nn.length import LearnedLength
 from bkray.nn.lm import LanguageModel, Prediction, sites_of
@@ -160,10 +161,10 @@ def _act_stops(
     run = Running(hidden_BND, sites_of(hidden_BND), hidden_BND.new_zeros(inputs_BN.shape))
     sum_BND = torch.zeros_like(hidden_BND)
     scores, losses = [], []
-    for block, unit in zip(model.blocks, [*depth.halting, None], strict=True):
+    for layer in depth.layers([alone(block) for block in model.blocks]):  # type: ignore[arg-type]
         assert run.c_BM is not None
         left_BN1 = (1 - run.c_BM)[..., None]
-        halted = HaltingLayer(block, unit, threshold=math.inf).run(run)  # type: ignore[arg-type]
+        halted = layer._replace(threshold=math.inf).run(run)
         stopped = Prediction(model.read(sum_BND + left_BN1 * halted.hidden_BMD))
         losses.append(token_loss_nats(stopped, targets_BN))
         scores.append(halted.c_BM)

@@ -120,7 +120,8 @@ def test_layers_are_whole_numbers_from_1_to_all(combination: Any) -> None:
         assert (prediction.layers_BN[:, 0] == site_0).all()
         assert (prediction.layers_BN[:, 1:5] == len(model.blocks)).all()
     elif prediction.lengths is None:
-        least = 1 if "multiscale" not in feature or "exit" in feature else 2 + ("act" in feature)
+        at_all_sites = "multiscale" not in feature or "exit" in feature or "each" in feature
+        least = 1 if at_all_sites else 2 + ("act" in feature)
         assert (layers_BN[0, 1:] == least).all(), "the row of STOP stops as soon as it can"
         assert (layers_BN[1, 1:] == len(model.blocks)).all(), "the row of GO never stops"
         assert layers_BN[2:].unique().numel() >= (3 if feature in ("act", "exit") else 2)

@@ -11,8 +11,9 @@ from tiny import MIXERS, VOCABULARY, random_tokens, steer, tiny_config, tiny_mod
 from torch import Tensor
 
 from bkray.errors import ConfigError
+from bkray.nn.act import ActDepth, run_until_halted
 from bkray.nn.act_exit import ActExitDepth
-from bkray.nn.depth import ActDepth, run_until_halted
+from bkray.nn.depth import alone
 from bkray.nn.lm import LanguageModel
 from bkray.train.evaluate import evaluate
 from bkray.train.step import losses, token_loss_nats
@@ -158,7 +159,7 @@ def test_each_head_learns_from_all_tokens_as_if_nobody_ran_deeper(
     assert said.layers_BN.unique().numel() >= 2
     assert said.layers_BN.max() == deepest, "where nobody runs, heads learn all the same"
     assert len(said.exits) == LAYERS - 1
-    layers = parts_of(model)[0].layers(list(model.blocks))
+    layers = parts_of(model)[0].layers([alone(block) for block in model.blocks])
     position = torch.arange(SITES).expand_as(tokens)
     for depth, exit in enumerate(said.exits, start=1):
         act = [*layers[: depth - 1], layers[depth - 1]._replace(unit=None)]

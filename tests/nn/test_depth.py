@@ -12,7 +12,8 @@ import torch
 from tiny import GO, MIXERS, STOP, random_tokens, steer, tiny_config, tiny_model, uneven_rows
 from torch import Tensor, nn
 
-from bkray.nn.depth import ActDepth, Deep, DenseDepth, HaltingUnit
+from bkray.nn.act import ActDepth, HaltingUnit
+from bkray.nn.depth import Deep, DenseDepth
 from bkray.nn.lm import LanguageModel
 from bkray.train.step import losses
 

@@ -8,9 +8,9 @@ from tiny import MIXERS, STOP, random_tokens, steer, tiny_config, tiny_model, un
 from torch import Tensor
 
 from bkray.errors import ConfigError
+from bkray.nn.act import ActDepth
 from bkray.nn.build import full_rate_mixer
 from bkray.nn.build import mixer as build_mixer
-from bkray.nn.depth import ActDepth
 from bkray.nn.lm import LanguageModel, sites_of
 from bkray.nn.multiscale import MultiscaleDepth, last_members, means, read_back
 
@@ -115,6 +115,72 @@ def test_act_halts_pairs_in_the_middle() -> None:
     assert said.remainder_BN[:, 1:].min() > 0
 
 
+def each_scale_by_hand(
+    model: LanguageModel, embedded_ND: Tensor
+) -> tuple[Tensor, list[int], list[float]]:
+    """Return one row's logits, layers and remainders, halting at the scale of sites by hand."""
+    assert isinstance(model.depth, MultiscaleDepth)
+    act = model.depth.around
+    assert isinstance(act, ActDepth)
+    first, *middle, last = model.blocks
+    position_N = torch.arange(len(embedded_ND))
+    c_N = torch.zeros(len(embedded_ND), dtype=torch.float64)
+    sum_ND, left_N, layers_N = torch.zeros_like(embedded_ND), c_N.clone(), c_N.long()
+    runs_N, state_ND = torch.ones_like(layers_N).bool(), embedded_ND
+    for stage in range(3):
+        if not runs_N.any():
+            break
+        alive, at = state_ND[runs_N][None], position_N[runs_N][None]
+        if stage == 1:
+            deep = model.depth.over_pairs(middle, alive, at, None)
+            state, layers = deep.hidden_BND[0], deep.layers_BN[0]
+            assert deep.remainder_BN is not None
+            left_N = left_N.index_put((runs_N,), deep.remainder_BN[0])
+        else:
+            state = (first if stage == 0 else last)(alive, at, None)[0][0]
+            layers = torch.ones(len(state)).long()
+        p = act.halting[stage](state).sigmoid() if stage < 2 else torch.ones(len(state)).double()
+        stops = (c_N[runs_N] + p >= act.threshold) if stage < 2 else p > 0
+        weight = torch.where(stops, 1 - c_N[runs_N], p)
+        sum_ND = sum_ND.index_put((runs_N,), sum_ND[runs_N] + weight[:, None] * state)
+        layers_N = layers_N.index_put((runs_N,), layers_N[runs_N] + layers)
+        left_N = left_N.index_put((runs_N,), left_N[runs_N] + torch.where(stops, weight, 0.0))
+        c_N = c_N.index_put((runs_N,), c_N[runs_N] + p)
+        state_ND = state_ND.index_put((runs_N,), state)
+        runs_N = runs_N.index_put((runs_N,), ~stops)
+    return model.read(sum_ND), layers_N.tolist(), left_N.tolist()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_act_at_each_scale_is_what_halting_row_by_row_gives(mixer: str) -> None:
+    model = tiny_model(mixer, depth="act", act_scales="each", **PAIRS)
+    steer(model)
+    tokens = torch.cat([uneven_rows(SITES), random_tokens(2, SITES, seed=9)])
+    tokens[1, [2, 3, 4, 9, 11]] = STOP
+    said, embedded = model(tokens), model.embed(tokens)
+    assert said.remainder_BN is not None
+    assert (said.layers_BN == 1).any(), "sites that halt before the middle"
+    assert (said.layers_BN == 4).any(), "and some that never do"
+    for row in range(len(tokens)):
+        logits, layers, left = each_scale_by_hand(model, embedded[row])
+        assert (logits - said.logits_BNV[row]).abs().max() <= 1e-11
+        assert said.layers_BN[row].tolist() == layers
+        assert said.remainder_BN[row].tolist() == pytest.approx(left, abs=1e-12)
+
+
+def test_the_halting_units_of_each_scale_learn_from_the_ponder_cost() -> None:
+    model = tiny_model(depth="act", act_scales="each", **PAIRS).train()
+    said = model(random_tokens(3, SITES))
+    assert said.layers_BN is not None and said.remainder_BN is not None
+    (said.layers_BN + said.remainder_BN).mean().backward()
+    halting = [(n, p) for n, p in model.named_parameters() if n.endswith("down.bias")]
+    halting = [(name, p) for name, p in halting if ".halting." in name]
+    assert {name.split(".")[1] for name, _ in halting} == {"within", "around"}
+    for name, parameter in halting:
+        assert parameter.grad is not None and parameter.grad < 0, name
+
+
 @torch.no_grad()
 def test_the_threshold_within_can_be_changed_on_a_trained_model() -> None:
     model, layers = tiny_model(depth="act", n_layers=6, multiscale=True), []
@@ -163,6 +229,8 @@ def test_the_work_falls_with_the_scale(knobs: dict[str, Any]) -> None:
 REFUSED = [
     ({"multiscale": True, "n_layers": 2}, r"depth=dense needs model\.n_layers of at least 3, got"),
     ({**PAIRS, "depth": "act", "n_layers": 3}, r"depth=act needs model\.n_layers of at least 4"),
+    ({"depth": "act", "act_scales": "each"}, r"each does nothing.* model\.multiscale=true"),
+    ({**PAIRS, "act_scales": "each"}, r"act_scales=each does nothing.* model\.depth=act"),
     ({"multiscale": "maybe"}, r"model\.multiscale: .*got 'maybe'"),
     ({"mixer_scale": 0}, r"model\.mixer_scale: .*1 <= mixer_scale.*got 0"),
     ({"mixer_scale": 17}, r"mixer_scale must be between 1 and model\.n_seq=16, got 17"),

@@ -11,8 +11,8 @@ from tiny import VOCABULARY, random_tokens, steer, tiny_config, tiny_model
 from torch import Tensor, nn
 
 from bkray.errors import DataError
+from bkray.nn.act import ActDepth
 from bkray.nn.build import built_in
-from bkray.nn.depth import ActDepth
 from bkray.nn.exits import ExitDepth
 from bkray.nn.length import LearnedLength
 from bkray.nn.lm import LanguageModel, Prediction

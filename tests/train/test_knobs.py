@@ -140,6 +140,12 @@ KNOBS = [
     Knob("model.halt_lr_factor", 3.0, halting_weights, ACT),
     Knob("model.mixer_scale", 2, first_losses),
     Knob("model.multiscale", True, first_losses, {"model.n_layers": 3}),
+    Knob(
+        "model.act_scales",
+        "each",
+        n_params,
+        {"model.depth": "act", "model.multiscale": True, "model.n_layers": 4},
+    ),
     Knob("model.sparsity", "learned", n_params),
     Knob("model.sparsity_lambda", 5.0, last_losses, SPARSE),
     Knob("model.exit_heads", "own", n_params, EXIT),
