@@ -36,6 +36,7 @@ BASE: Overrides = {
     "data.corpus": "mixture",
     "train.batch_size": 24,
     "train.eval_windows": 192,
+    "train.speed_rows": 96,
     "model.length": "learned",
     "model.length_penalty": 0.02,
 }

@@ -14,6 +14,7 @@ SWEEP = Sweep(
         "data.corpus": "mixture",
         "train.batch_size": 24,  # rows of one length are computed together: a third of each kind
         "train.eval_windows": 96,
+        "train.speed_rows": 96,  # with 24, passes of short rows cost mostly what a pass costs
     },
     space=suggest,
     grid=suggest_grid,
@@ -27,7 +28,12 @@ SWEEP = Sweep(
     presets={
         "smoke": Preset(
             trials=4,
-            overrides={**SMOKE, "train.batch_size": 6, "train.eval_windows": 18},
+            overrides={
+                **SMOKE,
+                "train.batch_size": 6,
+                "train.eval_windows": 18,
+                "train.speed_rows": 18,
+            },
         ),
         "small": Preset(trials=12, overrides={"train.steps": 400}),
         "full": Preset(trials=30, overrides={"train.steps": 2000}, sampler="grid"),

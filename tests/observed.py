@@ -14,7 +14,7 @@ from bkray.errors import ConfigError
 from bkray.events import EvalDone, Event, StepsDone, TrialEnded, TrialStarted
 from bkray.overrides import flatten
 from bkray.train.checkpoint import NAME
-from bkray.train.summary import dense_rival, reference_layers
+from bkray.train.summary import dense_rival, reference_layers, timed_rows
 from bkray.train.window import train_window
 from bkray.trial import compose, run
 from sweeps.ladder import arms
@@ -169,6 +169,11 @@ def interventions(config: TrialConfig, folder: Path) -> Any:
 
 def rival_depth(config: TrialConfig, folder: Path) -> Any:
     return reference_layers(config)
+
+
+def rows_timed(config: TrialConfig, folder: Path) -> Any:
+    shards = prepare(config.data, config.model.n_seq)
+    return len(timed_rows(compose(config, shards, None)))
 
 
 def rival_params(config: TrialConfig, folder: Path) -> Any:

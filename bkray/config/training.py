@@ -44,6 +44,9 @@ class TrainConfig(Section):
     """Depth of the dense model that speedups are relative to; default: the trial's own depth."""
     speed_reference_experts: int | None = Field(None, ge=1)
     """Experts of that model; default: the trial's own."""
+    speed_rows: int | None = Field(None, ge=1)
+    """Rows of the batch on which speed is measured; ``None`` for ``batch_size``. A pass through
+    the layers has a price of its own, which few rows hide badly."""
     on_spike: Literal["record", "skip_step", "rewind"] = "record"
     """After a loss more than twice the one before: go on, undo that step, or go back to the last
     good state and on from there with other data."""
@@ -76,6 +79,11 @@ class TrainConfig(Section):
             raise ValueError(
                 f"train.batch_size={self.batch_size} must be a multiple of "
                 f"train.accumulation={self.accumulation}"
+            )
+        if self.speed_rows is not None and self.speed_rows > self.eval_windows:
+            raise ValueError(
+                f"train.speed_rows must be at most train.eval_windows={self.eval_windows}, "
+                f"got {self.speed_rows}: lower it or raise eval_windows"
             )
         return self
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from bkray.config import TrialConfig
 from bkray.nn.build import language_model
@@ -16,9 +16,7 @@ from bkray.train.run import Run
 def measure_speed(trial: Run, vocab_size: int) -> dict[str, float]:
     """Time the model in evaluation mode beside a dense one of the sweep's depth."""
     config = trial.config
-    n_kinds = max(1, len(trial.kinds))
-    n_rows = max(n_kinds, config.train.batch_size // n_kinds * n_kinds)  # of each kind as many
-    tokens_BN = trial.validation[0][:n_rows, : config.train.chunk].to(trial.device)
+    tokens_BN = timed_rows(trial).to(trial.device)
     rival = None
     if config.model.build is None:
         rival = dense_rival(config, vocab_size).to(tokens_BN.device)
@@ -37,6 +35,13 @@ def measure_speed(trial: Run, vocab_size: int) -> dict[str, float]:
     if layers is not None and rival is not None and not config.model.multiscale:
         metrics["speed/speedup_estimate"] = reference_layers(config) / layers
     return metrics
+
+
+def timed_rows(trial: Run) -> Tensor:
+    """Return the inputs that speed is measured on, (B, N), of each kind as many."""
+    plan, n_kinds = trial.config.train, max(1, len(trial.kinds))
+    n_rows = max(n_kinds, (plan.speed_rows or plan.batch_size) // n_kinds * n_kinds)
+    return trial.validation[0][:n_rows, : plan.chunk]
 
 
 def dense_rival(config: TrialConfig, vocab_size: int) -> nn.Module:

@@ -9,11 +9,12 @@ import pytest
 from tiny import MIXERS, tiny_config
 
 from bkray.data.shards import prepare
+from bkray.errors import ConfigError
 from bkray.nn.depth import DenseDepth
 from bkray.nn.lm import LanguageModel
 from bkray.stability import Health, Norms
 from bkray.train.checkpoint import Progress
-from bkray.train.summary import dense_rival, reference_layers, summary
+from bkray.train.summary import dense_rival, reference_layers, summary, timed_rows
 from bkray.trial import compose
 
 
@@ -49,6 +50,19 @@ def test_the_rivals_experts_are_the_trials_unless_told() -> None:
 def test_the_reference_is_the_trials_own_depth_unless_told() -> None:
     assert reference_layers(tiny_config(n_layers=2)) == 2
     assert reference_layers(tiny_config(n_layers=2, speed_reference_layers=1)) == 1
+
+
+def test_speed_is_timed_on_rows_of_each_kind_alike(text: Path) -> None:
+    def timed(corpus: str, **knobs: Any) -> int:
+        config = tiny_config(corpus=corpus, eval_windows=12, batch_size=5, **knobs)
+        return len(timed_rows(compose(config, prepare(config.data, 16), None)))
+
+    assert timed(str(text)) == 5
+    assert timed(str(text), speed_rows=11) == 11
+    assert timed("mixture", max_bytes=4096) == 3
+    assert timed("mixture", max_bytes=4096, speed_rows=11) == 9
+    with pytest.raises(ConfigError, match=r"speed_rows must be at most .*eval_windows=12, got 13"):
+        tiny_config(eval_windows=12, speed_rows=13)
 
 
 def columns(text: Path, knobs: Mapping[str, Any] = {}, **progress: Any) -> dict[str, Any]:
