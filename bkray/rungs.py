@@ -6,6 +6,12 @@ from typing import NamedTuple
 
 from bkray.config import TrialConfig
 
+MONITORED = "-monitored"
+"""Ends the name of an arm of a ladder that has one without the monitor beside it."""
+
+DISTANCES = (64, 512, 4096)
+"""Tokens: how much what lies further back is worth, is told of lengths of four times as many."""
+
 
 class Rung(NamedTuple):
     """Steps ``first_step`` to ``last_step``, each of ``batch_size`` rows of ``n_seq`` tokens."""
@@ -67,15 +73,15 @@ def rows_at(config: TrialConfig, n_seq: int) -> tuple[int, int]:
     """Return the rows of a step at a length, and how many of them are computed at once.
 
     ``train.batch_size`` is that of ``model.n_seq``. As many tokens as that holds at once, other
-    lengths hold at most: ``train.batch_size / train.accumulation`` rows, or chunks of them.
+    lengths hold at most: ``train.batch_size / train.accumulation`` rows, or chunks of them. Steps
+    are of equally many tokens where whole rows can be, else of as many as can be within 1%.
     """
     plan, longest = config.train, config.model.n_seq
-    batch_size = plan.batch_size * (1 if config.ladder.batch == "rows" else longest // n_seq)
+    wanted = plan.batch_size * (1 if config.ladder.batch == "rows" else longest / n_seq)
     fewest = plan.batch_size // plan.accumulation  # what a team of processes can share
-    held = fewest * min(longest, plan.chunk or longest)
-    fitting = [
-        n
-        for n in range(fewest, batch_size + 1, fewest)
-        if batch_size % n == 0 and n * min(n_seq, plan.chunk or n_seq) <= held
-    ]
-    return batch_size, fitting[-1]
+    most = fewest * min(longest, plan.chunk or longest) // min(n_seq, plan.chunk or n_seq)
+    passes = {n: max(1, round(wanted / n)) for n in range(fewest, most + 1, fewest)}
+    nearest = min(abs(n * times - wanted) for n, times in passes.items())
+    allowed = max(nearest, wanted / 100) if nearest else 0
+    rows = max(n for n, times in passes.items() if abs(n * times - wanted) <= allowed)
+    return rows * passes[rows], rows

@@ -16,13 +16,16 @@ class LadderConfig(Section):
     """
 
     lengths: str | None = Field(None, pattern=r"^\d+(,\d+)*$")
-    """``128,512,2048``, growing; each divides the last one, which is ``model.n_seq``."""
+    """``128,512,2048``, growing up to ``model.n_seq``."""
     mode: Literal["independent", "carry"] | None = None
     lr_rule: Literal["given", "transfer", "search"] | None = None
     """Learning rate: as given; searched at the shortest length and taken over, with a test at the
     longest; or searched at every length. One model that climbs has the given one."""
     batch: Literal["tokens", "rows"] | None = None
-    """What all lengths have in common, per step; ``train.batch_size`` is that of the longest."""
+    """What all lengths have in common, per step; ``train.batch_size`` is that of the longest.
+    Whole rows of a length that does not divide it hold nearly as many tokens."""
+    monitor: Literal["given", "both"] | None = None
+    """``both`` for every trial of the sweep once with ``train.monitor`` and once without."""
 
     @model_validator(mode="before")
     @classmethod
@@ -41,7 +44,12 @@ class LadderConfig(Section):
                 f"ladder.lr_rule={rule} does nothing with ladder.mode=carry: one model climbs at "
                 "optimizer.lr; leave one of them out"
             )
-        defaults = {"mode": "independent", "lr_rule": "given", "batch": "tokens"}
+        defaults = {
+            "mode": "independent",
+            "lr_rule": "given",
+            "batch": "tokens",
+            "monitor": "given",
+        }
         return {**defaults, **chosen} if chosen else chosen
 
     @property

@@ -35,7 +35,8 @@ class TrainConfig(Section):
     """Validation windows of ``model.n_seq`` tokens, the same ones for every trial."""
     eval_stretch: int | None = Field(None, ge=2)
     """Tokens of the stretches that validation windows are cut from, so that trials of several
-    ``model.n_seq`` score the same ones. ``None`` for windows that are spread one by one."""
+    ``model.n_seq`` score the same ones; the last window of a stretch may be a shorter one.
+    ``None`` for windows that are spread one by one."""
     checkpoint_every: int = Field(100, ge=1)
     precision: Literal["float32", "float64", "bf16"] = "float32"
     """``bf16`` is autocast and needs a GPU; the scan stays in float32."""

@@ -49,6 +49,11 @@ class TrialConfig(Section):
                 f"train.monitor={self.train.monitor} does nothing in a model with "
                 f"mixer={self.model.mixer}: it has no potential; set train.monitor=off"
             )
+        if self.ladder.monitor == "both" and self.train.monitor == "off":
+            raise ValueError(
+                "ladder.monitor=both needs a monitor to be without: set "
+                "train.monitor=birman_schwinger, which model.mixer=bk has"
+            )
         if self.train.chunk is not None:
             refusal = why_not_in_chunks(self.model, self.train.chunk)
             if refusal is not None:
@@ -59,10 +64,10 @@ class TrialConfig(Section):
 def _check_lengths(rungs: tuple[int, ...], n_seq: int, train: TrainConfig) -> None:
     if rungs:
         grows = all(a < b for a, b in pairwise(rungs))
-        if not grows or rungs[0] < 2 or rungs[-1] != n_seq or any(n_seq % n for n in rungs):
+        if not grows or rungs[0] < 2 or rungs[-1] != n_seq:
             raise ValueError(
-                f"ladder.lengths must grow from at least 2 up to model.n_seq={n_seq}, each a "
-                f"divisor of it, got {','.join(map(str, rungs))}"
+                f"ladder.lengths must grow from at least 2 up to model.n_seq={n_seq}, got "
+                f"{','.join(map(str, rungs))}"
             )
         if train.steps < len(rungs):
             raise ValueError(
@@ -70,8 +75,12 @@ def _check_lengths(rungs: tuple[int, ...], n_seq: int, train: TrainConfig) -> No
                 f"{train.steps}"
             )
     stretch = train.eval_stretch
-    if stretch is not None and (stretch % n_seq or train.eval_windows * n_seq % stretch):
+    if stretch is None:
+        return
+    per_stretch = -(-stretch // n_seq)
+    if stretch < n_seq or train.eval_windows % per_stretch:
         raise ValueError(
-            f"train.eval_stretch={stretch} must be a multiple of model.n_seq={n_seq}, and "
-            f"train.eval_windows={train.eval_windows} windows whole stretches: change one of them"
+            f"train.eval_stretch={stretch} must be at least model.n_seq={n_seq}, and "
+            f"train.eval_windows={train.eval_windows} whole stretches of {per_stretch} windows: "
+            "change one of them"
         )

@@ -4,6 +4,7 @@ W windows, N positions.
 """
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 from bkray.config import TrialConfig
 from bkray.data.batches import Batches, validation_windows
@@ -13,6 +14,9 @@ from bkray.rungs import rungs
 
 Pair = tuple[Tensor, Tensor]
 """Inputs and targets."""
+
+UNSCORED = -100
+"""Target of a site that fills up a row: no token, and without a loss."""
 
 
 def batches(config: TrialConfig, shards: Shards) -> Batches | Climb:
@@ -34,12 +38,23 @@ def batches(config: TrialConfig, shards: Shards) -> Batches | Climb:
 
 
 def validation(config: TrialConfig, shards: Shards) -> Pair:
-    """Return the validation windows, cut from stretches where the config says so."""
+    """Return the validation windows, cut from stretches where the config says so.
+
+    Such trials score the same tokens at any ``model.n_seq``: the last row of a stretch that it
+    does not divide is filled up behind it with sites that are ``UNSCORED``.
+    """
     n_seq, plan = config.model.n_seq, config.train
     stretch = plan.eval_stretch or n_seq
-    n_stretches = plan.eval_windows * n_seq // stretch
-    inputs_WN, targets_WN = windows(shards, "valid", stretch, n_stretches)
-    return inputs_WN.reshape(-1, n_seq), targets_WN.reshape(-1, n_seq)
+    n_stretches = plan.eval_windows // -(-stretch // n_seq)
+    return cut(windows(shards, "valid", stretch, n_stretches), n_seq)
+
+
+def cut(pair: Pair, n_seq: int) -> Pair:
+    """Return windows cut into rows of ``n_seq`` sites, the last one of each filled up."""
+    inputs_WN, targets_WN = pair
+    n_more = -inputs_WN.shape[1] % n_seq
+    filled = pad(inputs_WN, (0, n_more)), pad(targets_WN, (0, n_more), value=UNSCORED)
+    return filled[0].reshape(-1, n_seq), filled[1].reshape(-1, n_seq)
 
 
 def windows(shards: Shards, split: str, n_seq: int, n_windows: int) -> Pair:

@@ -84,7 +84,7 @@ def validate(run: Run) -> EvalDone:
         windows.targets_WN,
         batch_size=windows.rows,
         autocast=run.autocast,
-        kinds=run.kinds,
+        kinds=windows.kinds,
         chunk=run.config.train.chunk,
         team=run.team,
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bkray.config import TrialConfig
 from bkray.data.batches import Batches
 from bkray.data.climb import Climb
+from bkray.data.of_trial import cut
 from bkray.data.vocabulary import Vocabulary
 from bkray.rungs import Rung, rung_at
 from bkray.train import checkpoint, measure
@@ -115,17 +116,21 @@ class Windows(NamedTuple):
     inputs_WN: Tensor
     targets_WN: Tensor
     rows: int
+    kinds: Sequence[str]
+    """Of the windows, in turn: one name for each of those that a stretch is cut into."""
 
 
 def validation_at(run: Run, step: int | None = None) -> Windows:
     """Return the validation windows at the length of ``step``, by default of the last one: the
     same tokens at every length."""
-    inputs_WN, targets_WN = run.validation
-    if not run.config.ladder.rungs:
-        return Windows(inputs_WN, targets_WN, run.config.train.batch_size)
-    rung = rung_at(run.rungs, run.progress.step if step is None else step)
-    inputs_Wn, targets_Wn = (x_WN.reshape(-1, rung.n_seq) for x_WN in (inputs_WN, targets_WN))
-    return Windows(inputs_Wn, targets_Wn, rung.rows)
+    config = run.config
+    n_seq, rows = config.model.n_seq, config.train.batch_size
+    if config.ladder.rungs:
+        rung = rung_at(run.rungs, run.progress.step if step is None else step)
+        n_seq, rows = rung.n_seq, rung.rows
+    per_stretch = -(-(config.train.eval_stretch or config.model.n_seq) // n_seq)
+    kinds = [kind for kind in run.kinds for _ in range(per_stretch)]
+    return Windows(*cut(run.validation, n_seq), rows, kinds)
 
 
 def next_guard(run: Run) -> Guard:

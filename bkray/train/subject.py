@@ -1,5 +1,6 @@
 """What a frontier is taken of: a trial's model, and the windows that training evaluates on."""
 
+from bkray.data.of_trial import UNSCORED
 from bkray.errors import ConfigError
 from bkray.nn.length import LearnedLength
 from bkray.nn.lm import LanguageModel
@@ -27,5 +28,9 @@ def within(model: LanguageModel | LearnedLength) -> LanguageModel:
 
 
 def windows_of(run: Run) -> Windows:
-    """Return what training evaluates on."""
-    return Windows(*run.validation, run.config.train.batch_size, run.autocast)
+    """Return what training evaluates on, but for rows that are filled up."""
+    inputs_WN, targets_WN = run.validation
+    whole_W = (targets_WN != UNSCORED).all(dim=1)
+    return Windows(
+        inputs_WN[whole_W], targets_WN[whole_W], run.config.train.batch_size, run.autocast
+    )

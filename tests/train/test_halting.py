@@ -2,8 +2,8 @@
 
 import pytest
 
-from bkray.train.evaluate import depth_metrics
 from bkray.train.halting import advice
+from bkray.train.scored import depth_metrics
 
 
 def seen(*layers: int) -> dict[str, float]:

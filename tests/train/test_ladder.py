@@ -12,7 +12,7 @@ from trials import of, play, short_config
 from bkray.config import TrialConfig
 from bkray.data.shards import prepare
 from bkray.events import EvalDone, RungDone, StepsDone, TrialEnded, rows
-from bkray.train.ladder import context_worth_nats
+from bkray.train.ladder import context_worths
 from bkray.train.loop import validate
 from bkray.train.run import validation_at
 from bkray.train.step import token_loss_nats
@@ -120,8 +120,83 @@ def test_context_is_worth_what_the_same_tokens_cost_without_it(text: Path) -> No
     with torch.no_grad():
         behind = token_loss_nats(run.model.eval()(inputs), targets)[:, 8:].mean()
         alone = token_loss_nats(run.model(inputs[:, 8:]), targets[:, 8:]).mean()
-    assert context_worth_nats(run) == pytest.approx(float(alone - behind), abs=1e-12)
+    assert context_worths(run) == {
+        "context_worth_nats": pytest.approx(float(alone - behind), abs=1e-12)
+    }
     assert abs(alone - behind) > 1e-9
+
+
+@pytest.mark.parametrize("n_seq", [16, 13])  # of 13 the blocks do not divide the second half
+def test_what_lies_further_back_is_worth_what_tokens_cost_with_less(
+    text: Path, n_seq: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distance, half = 3, n_seq // 2
+    monkeypatch.setattr("bkray.train.ladder.DISTANCES", (distance, n_seq))
+    config = climbing(
+        text, precision="float64", **{"ladder.lengths": f"4,{n_seq}", "model.n_seq": n_seq}
+    )
+    run = compose(config, prepare(config.data, n_seq), None)
+    run.progress.step = 31
+    inputs, targets = run.validation
+    validate(run)
+    with torch.no_grad():
+        behind = token_loss_nats(run.model.eval()(inputs), targets)[:, half:].mean()
+        parts = []
+        for first in range(half, n_seq, distance):
+            seen = slice(first - distance, first + distance)
+            said = token_loss_nats(run.model(inputs[:, seen]), targets[:, seen])
+            parts.append(said[:, distance:])
+        cut = torch.cat(parts, dim=1).mean()
+    found = context_worths(run)
+    assert list(found) == ["context_worth_nats", f"context_worth_beyond_{distance}_nats"]
+    assert found["context_worth_beyond_3_nats"] == pytest.approx(float(cut - behind), abs=1e-12)
+    assert abs(cut - behind) > 1e-9
+
+
+def test_lengths_that_divide_nothing_score_the_same_tokens(text: Path) -> None:
+    """Each row by itself, the last of a stretch as a shorter one, in float64."""
+    knobs = {"ladder.lengths": "5,12,16", "precision": "float64"}
+    climb = compose(climbing(text, **knobs), prepare(climbing(text).data, 16), None)
+    inputs_WN, targets_WN = climb.validation
+    for n_seq, step in zip((5, 12, 16), (1, 11, 21), strict=True):
+        climb.progress.step = step
+        with torch.no_grad():
+            losses = [
+                token_loss_nats(climb.model.eval()(inputs_WN[:, own]), targets_WN[:, own])
+                for own in (slice(i, min(i + n_seq, 16)) for i in range(0, 16, n_seq))
+            ]
+        assert validate(climb).loss_nats == pytest.approx(
+            float(torch.cat(losses, dim=1).mean()), abs=1e-12
+        )
+        times = -(-16 // n_seq)
+        config = standing(text, n_seq, batch_size=2, accumulation=1, eval_windows=4 * times)
+        alone = compose(config, prepare(config.data, n_seq), None)
+        windows = validation_at(climb, step)
+        assert torch.equal(alone.validation[0], windows.inputs_WN)
+        assert torch.equal(alone.validation[1], windows.targets_WN)
+
+
+def test_a_ladder_of_any_lengths_is_climbed(text: Path) -> None:
+    done = of(RungDone, play(climbing(text, **{"ladder.lengths": "5,12,16"}), None))
+    assert [one.n_seq for one in done] == [5, 12, 16]
+    # 2 rows of 16 are 32 tokens, and rows come in twos: 6 of 5 sites, 2 of 12
+    assert [one.metrics["tokens_per_step"] for one in done] == [30, 24, 32]
+
+
+def test_kinds_stay_apart_when_stretches_are_cut(text: Path) -> None:
+    def seen(n_seq: int, times: int) -> dict[str, float]:
+        knobs = {"data.corpus": "mixture", "batch_size": 2, "accumulation": 1}
+        config = standing(text, n_seq, **knobs, eval_windows=6 * times, precision="float64")
+        run = compose(config, prepare(config.data, n_seq), None)
+        for parameter in run.model.parameters():
+            torch.nn.init.zeros_(parameter)
+        run.model.head.bias = torch.nn.Parameter(torch.linspace(-2, 2, 256).double())
+        return {k: v for k, v in validate(run).metrics.items() if k.startswith("kinds/")}
+
+    whole = seen(16, 1)
+    assert len(whole) == 6
+    assert whole == pytest.approx(seen(4, 4))
+    assert whole == pytest.approx(seen(5, 4))
 
 
 def test_a_rung_by_itself_reports_the_same_names(
