@@ -1,8 +1,9 @@
 """The length ladder: one model per length, or one that climbs, up to the longest stable length.
 
 Run it with ``bkray sweep ladder --preset small``; with lengths of your own by
-``ladder.lengths=128,512,2048``, with one model for all of them by ``ladder.mode=carry``, and with
-the learning rate searched at every length by ``ladder.lr_rule=search``.
+``ladder.lengths=128,512,2048``, with one model for all of them by ``ladder.mode=carry``, with the
+learning rate searched at every length by ``ladder.lr_rule=search``, and every length with the
+monitor and without by ``train.monitor=birman_schwinger ladder.monitor=both``.
 """
 
 import math
@@ -12,7 +13,7 @@ from itertools import product
 from bkray.config import TrialConfig
 from bkray.errors import ConfigError
 from bkray.overrides import Overrides, acting, build
-from bkray.rungs import Reach, reach, rows_at
+from bkray.rungs import MONITORED, Reach, reach, rows_at
 from bkray.sweep import Arm, Ended, Objective, Preset, Sweep
 
 LR_FACTORS = (1.0, 1 / 3, 3.0)
@@ -33,39 +34,68 @@ def arms(base: Overrides) -> list[Arm]:
     if not lengths:
         raise ConfigError("the ladder has no lengths: give ladder.lengths=128,512,2048")
     if config.ladder.mode == "carry":
-        return [Arm(name="carry", overrides={})]
+        return in_pairs(config, [Arm(name="carry", overrides={})])
     if config.ladder.lr_rule == "given":
-        return [rung(config, n, config.optimizer.lr) for n in lengths]
+        return rungs_at(config, lengths, [config.optimizer.lr])
     tried = lengths[:1] if config.ladder.lr_rule == "transfer" else lengths
-    rates = learning_rates(config)
-    return [rung(config, n, lr) for n, lr in product(tried, rates)]
+    return rungs_at(config, tried, learning_rates(config))
 
 
 def follow(base: Overrides, ended: Sequence[Ended]) -> list[Arm]:
     """Return what comes next: the other lengths at the learning rate that was best at the
     shortest, lengths between the longest stable one and one at which all rates diverged, and
     other learning rates at the longest stable length, which test the transfer, unless that is the
-    shortest, which they come from."""
+    shortest, which they come from. Trials with the monitor beside others without decide nothing.
+    """
     config = build(acting(base))
     if config.ladder.mode == "carry":
         return []
+    led = [one for one in ended if not one.name.endswith(MONITORED)]
     rates = learning_rates(config)
     if config.ladder.lr_rule == "given":
         rates = rates[:1]
     if config.ladder.lr_rule == "transfer":
-        if (best := best_rate(ended, config.ladder.rungs[0])) is None:
+        if (best := best_rate(led, config.ladder.rungs[0])) is None:
             return []  # no learning rate is stable at the shortest length
         rates = [best]
-        if new := _new([rung(config, n, best) for n in config.ladder.rungs], ended):
+        if new := _new(rungs_at(config, config.ladder.rungs, rates), ended):
             return new
-    found = reach((one.overrides["model.n_seq"], one.outcome) for one in ended)
+    found = reach((one.overrides["model.n_seq"], one.outcome) for one in led)
     between = _between(config, found)
-    if new := _new([rung(config, n, lr) for n, lr in product(between, rates)], ended):
+    if new := _new(rungs_at(config, between, rates), ended):
         return new
     longest = found.stable
     if config.ladder.lr_rule != "transfer" or longest in (None, config.ladder.rungs[0]):
         return []
-    return _new([rung(config, longest, rates[0] * times) for times in LR_FACTORS], ended)
+    tested = [rates[0] * times for times in LR_FACTORS]
+    return _new(rungs_at(config, [longest], tested), ended)
+
+
+def rungs_at(config: TrialConfig, lengths: Sequence[int], rates: Sequence[float]) -> list[Arm]:
+    """Return the arms of every length at every learning rate."""
+    return in_pairs(config, [rung(config, n, lr) for n, lr in product(lengths, rates)])
+
+
+def in_pairs(config: TrialConfig, arms: Sequence[Arm]) -> list[Arm]:
+    """Return the arms, where ``ladder.monitor=both`` each without the monitor and with it."""
+    if config.ladder.monitor == "given":
+        return list(arms)
+    plan = config.train
+    settings: dict[str, Overrides] = {
+        "": {"train.monitor": "off", "train.precision_upgrade": None},
+        MONITORED: {
+            "train.monitor": plan.monitor,
+            "train.precision_upgrade": plan.precision_upgrade,
+        },
+    }
+    return [
+        Arm(
+            name=arm.name + suffix,
+            overrides={**arm.overrides, "ladder.monitor": "given", **setting},
+        )
+        for arm in arms
+        for suffix, setting in settings.items()
+    ]
 
 
 def rung(config: TrialConfig, n_seq: int, lr: float) -> Arm:
@@ -80,7 +110,7 @@ def rung(config: TrialConfig, n_seq: int, lr: float) -> Arm:
         "train.accumulation": batch_size // rows,
         "train.chunk": plan.chunk if plan.chunk is not None and plan.chunk < n_seq else None,
         "train.eval_stretch": longest,
-        "train.eval_windows": plan.eval_windows * longest // n_seq,
+        "train.eval_windows": plan.eval_windows * -(-longest // n_seq),
         "optimizer.lr": lr,
     }
     times = "" if config.ladder.lr_rule == "given" else f"-lr-{lr:.2g}"
@@ -105,14 +135,19 @@ def best_rate(ended: Sequence[Ended], n_seq: int) -> float | None:
 
 
 def _between(config: TrialConfig, found: Reach) -> list[int]:
-    """Return the length to look at next, if there is one: about halfway on a log scale."""
+    """Return the length to look at next, if there is one: about halfway on a log scale, and a
+    divisor of the longest if one is near, for its steps are of exactly as many tokens."""
     stable, diverged = found
     if stable is None or diverged is None or diverged <= NEAREST_RATIO * stable:
         return []
-    longest = config.model.n_seq
-    inside = [n for n in range(stable + 1, diverged) if longest % n == 0]
-    middle = math.log(stable * diverged) / 2
-    return [min(inside, key=lambda n: abs(math.log(n) - middle))] if inside else []
+    middle = math.sqrt(stable * diverged)
+
+    def ratio(n: int) -> float:
+        return round(max(n / middle, middle / n), 9)
+
+    inside = [n for n in range(stable + 1, diverged) if config.model.n_seq % n == 0]
+    near = [n for n in inside if ratio(n) <= round(math.sqrt(NEAREST_RATIO), 9)]
+    return [min(near or [round(middle)], key=ratio)]
 
 
 def _new(wanted: Sequence[Arm], ended: Sequence[Ended]) -> list[Arm]:

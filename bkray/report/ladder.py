@@ -19,7 +19,7 @@ from bkray.report.rung_rows import (
     rungs,
 )
 from bkray.report.trends import Trend
-from bkray.rungs import reach
+from bkray.rungs import DISTANCES, reach
 from bkray.stats import holm, sign_flip_p
 
 FILE = "long_context_results.json"
@@ -37,10 +37,13 @@ _NAMES = {
     "tokens_per_second": "tokens_per_second",
     "train_seconds": "train_seconds",
     "steps": "steps",
+    "tokens_per_step": "tokens_per_step",
     "context_worth_nats": "context_worth_nats",
+    **{name: name for n in DISTANCES for name in (f"context_worth_beyond_{n}_nats",)},
     "schatten_s1": "schatten_s1",
     "schatten_s2": "schatten_s2",
     "condition_number": "condition_number",
+    "precision_upgrades": "precision_upgrades",
 }
 """Keys of a length in the results, and the metrics that they are means of."""
 
@@ -79,7 +82,8 @@ class Transfer:
 class Ladder:
     """``lines`` are all that was tried, ``main`` is one line per length: at the learning rate
     that was best at the shortest, or, where it was searched at each, at the best there. A length
-    at which the search has tried only some of the rates has no such line yet.
+    at which the search has tried only some of the rates has no such line yet. Where lengths ran
+    without the monitor and with it, all but ``lines`` is of those without.
 
     ``config`` holds what the sweep gave to every trial. ``degradation`` is the perplexity of each
     of ``lines`` over that of the shortest length; ``None`` where one of the two is missing.
@@ -105,9 +109,12 @@ def ladder(sweep_dir: Path) -> Ladder | None:
     record = json.loads((sweep_dir / "sweep.json").read_text(encoding="utf-8"))
     base = record.get("base", {})
     tried, rule = lines(rows), base.get("ladder.lr_rule", "given")
-    main = _main(tried, searched=rule == "search")
-    longest, diverged = reach((line.n_seq, line.outcome) for line in tried)
-    tested = rule != "given" and longest not in (None, tried[0].n_seq)
+    led = [line for line in tried if not line.is_beside]
+    if not led:  # those with the monitor may have ended first
+        return None
+    main = _main(led, searched=rule == "search")
+    longest, diverged = reach((line.n_seq, line.outcome) for line in led)
+    tested = rule != "given" and longest not in (None, led[0].n_seq)
     ratio = degradations(rows)
     return Ladder(
         mode=rows[0].mode,
@@ -117,7 +124,7 @@ def ladder(sweep_dir: Path) -> Ladder | None:
         degradation=tuple(_geometric_mean(line, ratio) for line in tried),
         longest_stable=longest,
         next_diverged=diverged,
-        transfer=_transfer(tried, main[0].learning_rate, longest) if tested else None,
+        transfer=_transfer(led, main[0].learning_rate, longest) if tested else None,
         trends=tuple(trends.trends(main)),
     )
 
@@ -154,6 +161,7 @@ def _numbers(line: Line, degradation: float | None) -> dict[str, Any]:
         "outcome": line.outcome,
         "diverged": line.outcome == "diverged",
         "n_diverged": line.n_diverged,
+        "monitor_beside": line.is_beside,
         "seeds": [row.seed for row in line.rows],
         **{key: line.mean(name) for key, name in _NAMES.items()},
         "perplexity_degradation": degradation,

@@ -41,13 +41,13 @@ def ladder_figures(known: Ladder | None) -> list[Figure]:
 
 
 def _figure(known: Ladder, name: str, metric: str, title: str, axis: str) -> Figure | None:
-    points = [p for line in known.lines if (p := _point(line, metric)) is not None]
+    points = [p for line in _led(known) if (p := _point(line, metric)) is not None]
     if not points:
         return None
     trend = next((t for t in known.trends if t.quantity == _FITTED.get(metric)), None)
     curve = _curve(trend, known.main) if trend is not None else []
     reach = [end for point in points for end in (point["low"], point["high"])]
-    x, y = _length([line.n_seq for line in known.lines]), _value(reach, axis)
+    x, y = _length([line.n_seq for line in _led(known)]), _value(reach, axis)
     words = tooltip("label", "outcome", "seeds", x="length", y=axis)
     lost = [point for point in points if point["outcome"] != "ok"]
     bars = chart(points).mark_rule(opacity=0.55, strokeWidth=1.5)
@@ -63,10 +63,15 @@ def _figure(known: Ladder, name: str, metric: str, title: str, axis: str) -> Fig
     if lost:
         cross = chart(lost).mark_point(shape="cross", angle=45, size=170, color=RED)
         layers.append(cross.encode(x, y, tooltip=words))
-    layers += _fallen(known.lines, x) if metric == "loss" else []
+    layers += _fallen(_led(known), x) if metric == "loss" else []
     return figure(
         f"{PREFIX}{name}", title, _note(known, metric, trend, bool(curve)), layers, height=300
     )
+
+
+def _led(known: Ladder) -> list[Line]:
+    """Return the lines without those that only have the monitor more than one of the others."""
+    return [line for line in known.lines if not line.is_beside]
 
 
 def _point(line: Line, metric: str) -> dict[str, Any] | None:
@@ -150,7 +155,7 @@ def _note(known: Ladder, metric: str, trend: Trend | None, drawn: bool) -> str:
     note += "" if metric == "gradient_norm" else " Bars reach from seed to seed."
     note += _NOTES.get(metric, "")
     note += " Red crosses did not end as ok." if metric != "loss" else ""
-    if metric == "loss" and any(line.outcome == "diverged" for line in known.lines):
+    if metric == "loss" and any(line.outcome == "diverged" for line in _led(known)):
         note += " A triangle marks a length that diverged."
     if trend is not None:
         note += " Dashed is what was fitted." if drawn else ""

@@ -1,13 +1,14 @@
 """A ladder as a person reads it: the table in the guides' form, and what it comes to in words."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from bkray.report import trends
+from bkray.report import promises, trends
 from bkray.report.ladder import Ladder, Neighbour
 from bkray.report.ranking import brief
 from bkray.report.rung_rows import Line
+from bkray.rungs import DISTANCES
 from bkray.stats import bootstrap_interval
 
 _BESIDE = {
@@ -15,6 +16,7 @@ _BESIDE = {
     "memory GB": "memory_gb",
     "NaN steps": "nan_count",
     "worth of N/2 tokens before, nats": "context_worth_nats",
+    **{f"of those beyond {n:,}, nats": f"context_worth_beyond_{n}_nats" for n in DISTANCES},
     "schatten s1": "schatten_s1",
     "schatten s2": "schatten_s2",
     "condition number": "condition_number",
@@ -22,8 +24,6 @@ _BESIDE = {
 _WORTH = "context_worth_nats"
 _ALWAYS = ("tokens/s", "memory GB", "NaN steps", "worth of N/2 tokens before, nats")
 _TRANSFER = "Transfer of the learning rate"
-_MOST_SPIKES, _MOST_SPREAD = 5.0, 0.2
-"""The guides' promises: spikes per 1,000 steps, standard deviation of the norm over its mean."""
 _CLIMBED = (
     "One model climbed: at a longer length it has trained for longer, so what falls from length "
     "to length is not the work of context alone."
@@ -35,11 +35,14 @@ Cells = list[list[str]]
 def cells(known: Ladder) -> Cells:
     """Return the lines of the table, its headings first."""
     several = len({line.learning_rate for line in known.lines}) > 1
+    in_pairs = any(line.is_beside for line in known.lines)
     beside = [k for k, v in _BESIDE.items() if k in _ALWAYS or _has(known.lines, v)]
-    heads = ["seq_len", "loss / perplexity", "spikes", "grad norm", *(["lr"] if several else [])]
+    heads = ["seq_len", "loss / perplexity", "spikes", "grad norm"]
+    heads += [*(["lr"] if several else []), *(["monitor"] if in_pairs else [])]
     shown = [[*heads, *beside, "perplexity_degradation", "seeds"]]
     for line, ratio in zip(known.lines, known.degradation, strict=True):
         rate = [brief(line.learning_rate)] if several else []
+        rate += [_monitor(line)] if in_pairs else []
         numbers = [brief(line.mean(_BESIDE[name])) for name in beside]
         first = [str(line.n_seq), _result(line), _spikes(line), _norm(line)]
         shown.append([*first, *rate, *numbers, _ratio(ratio), _seeds(line)])
@@ -61,6 +64,7 @@ def columns(known: Ladder) -> dict[str, list[Any]]:
         "seq_len": [line.n_seq for line in known.lines],
         "learning_rate": [line.learning_rate for line in known.lines],
         "outcome": [line.outcome for line in known.lines],
+        **({"monitor": [_monitor(line) for line in known.lines]} if promises.pairs(known) else {}),
         **{key: values for key, values in numbers.items() if any(v is not None for v in values)},
         "perplexity_degradation": list(known.degradation),
         "seeds": [len(line.rows) for line in known.lines],
@@ -71,7 +75,8 @@ def columns(known: Ladder) -> dict[str, list[Any]]:
 def sentences(known: Ladder) -> list[str]:
     """Return what the table comes to, a sentence or two each."""
     said = [_stable(known), _shares(known.main), _context(known.main)]
-    said += [_transfer(known), _promises(known), *(trends.said(trend) for trend in known.trends)]
+    said += [_tokens(known.main), _transfer(known), *promises.sentences(known)]
+    said += [trends.said(trend) for trend in known.trends]
     said += [_CLIMBED] if known.mode == "carry" else []
     return [sentence for sentence in said if sentence]
 
@@ -105,6 +110,15 @@ def _shares(main: Sequence[Line]) -> str:
         for line, n, time in zip(main, steps, seconds, strict=True)
     ]
     return f"Share of the steps and of the training time: {', '.join(shares)}."
+
+
+def _tokens(main: Sequence[Line]) -> str:
+    """Return how nearly equal the tokens per step are, where rows cannot make them equal."""
+    known = {line.n_seq: n for line in main if (n := line.mean("tokens_per_step")) is not None}
+    if len(set(known.values())) < 2:
+        return ""
+    told = ", ".join(f"{n:,.0f} at {n_seq:,}" for n_seq, n in known.items())
+    return f"Tokens per step are not the same at all lengths: {told}."
 
 
 def _context(main: Sequence[Line]) -> str:
@@ -154,61 +168,8 @@ def _rival(one: Neighbour, alone: bool) -> str:
     return f"{brief(one.learning_rate)} ({said})"
 
 
-def _promises(known: Ladder) -> str:
-    """Return the guides' promises beside the length that is worst in each.
-
-    What diverged keeps none of them, and its numbers, of the steps before it fell, tell nothing.
-    """
-    monitor = "on" if known.config.get("train.monitor", "off") != "off" else "off"
-    kept = [[row for row in line.rows if row.outcome != "diverged"] for line in known.main]
-    sound = [Line(tuple(rows)) for rows in kept if rows]
-    spikes, spread = _worst(sound, _spike_rate), _worst(sound, _spread)
-    broken = _worst(sound, lambda line: line.mean("nan_count"))
-    said = []
-    if spikes is not None:
-        verdict = _kept(spikes[0] < _MOST_SPIKES)
-        said.append(
-            f"under 5 spikes per 1,000 steps: {brief(spikes[0])} at {spikes[1]:,}, {verdict}"
-        )
-    if spread is not None:
-        verdict = _kept(spread[0] < _MOST_SPREAD)
-        said.append(
-            "standard deviation of the gradient norm under 20% of its mean: "
-            f"{spread[0]:.1%} at {spread[1]:,}, {verdict}"
-        )
-    if broken is not None:
-        verdict = _kept(broken[0] == 0)
-        said.append(
-            f"no NaN up to {sound[-1].n_seq:,}: at most {brief(broken[0])} steps, {verdict}"
-        )
-    if fell := [line.n_seq for line in known.main if line.n_diverged]:
-        said.append(f"broken by what diverged at {_listed(fell)}")
-    return f"The guides' promises, monitor {monitor}: {'; '.join(said)}." if said else ""
-
-
-def _worst(
-    sound: Sequence[Line], measure: Callable[[Line], float | None]
-) -> tuple[float, int] | None:
-    known = [(value, line.n_seq) for line in sound if (value := measure(line)) is not None]
-    return max(known, default=None)
-
-
 def _listed(lengths: Sequence[int]) -> str:
     return ", ".join(f"{n:,}" for n in lengths)
-
-
-def _kept(holds: bool) -> str:
-    return "kept" if holds else "not kept"
-
-
-def _spike_rate(line: Line) -> float | None:
-    spikes, steps = line.mean("spike_count"), line.mean("steps")
-    return None if spikes is None or not steps else 1000 * spikes / steps
-
-
-def _spread(line: Line) -> float | None:
-    mean, std = line.mean("gradient_norm"), line.mean("gradient_norm_std")
-    return None if std is None or not mean else std / mean
 
 
 def _has(lines: Sequence[Line], name: str) -> bool:
@@ -233,6 +194,10 @@ def _norm(line: Line) -> str:
         return "-"
     form = ".2f" if std >= 0.01 and mean < 1e5 else ".3g"
     return f"{mean:{form}} +- {std:{form}}"
+
+
+def _monitor(line: Line) -> str:
+    return "on" if line.is_beside else "off"
 
 
 def _ratio(value: float | None) -> str:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from bkray.columns import COLUMNS
 from bkray.config import DataConfig
 from bkray.events import OUTCOMES
-from bkray.report import ladder_words, products
+from bkray.report import ladder_words, products, promises
 from bkray.report.configurations import Configuration, front_trials
 from bkray.report.ladder import FILE, Ladder
 from bkray.report.ladder_plots import PREFIX
@@ -200,6 +200,8 @@ def _ladder(known: Ladder | None, figures: Sequence[Figure]) -> str:
     columns = [Column(name=name, values=values) for name, values in found]
     said = "".join(f"<li>{escape(words)}</li>" for words in ladder_words.sentences(known))
     parts = ["<h2>Length ladder</h2>", table("ladder", columns), f"<ul>{said}</ul>"]
+    if kept := [Column(name=name, values=v) for name, v in promises.columns(known).items()]:
+        parts += ["<h3>The guides' promises</h3>", table("promises", kept)]
     return "\n".join([*parts, *map(_figure, figures)])
 
 

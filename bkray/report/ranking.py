@@ -132,10 +132,17 @@ def _as_good(costs: tuple[float, ...], others: tuple[float, ...]) -> bool:
 
 
 def brief(value: Any) -> str:
-    """Return a number in five digits, and ``-`` for what does not apply."""
+    """Return a number in five digits, a large one in all of its digits before the point, and
+    ``-`` for what does not apply."""
     if value is None:
         return "-"
-    return f"{value:,.5g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if 99_999.5 <= abs(value) < _PLAIN else f"{value:,.5g}"
+
+
+_PLAIN = 1e12
+"""Numbers from here on are written as powers of ten."""
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -13,9 +13,10 @@ from typing import Any
 import pyarrow.compute as pc
 
 from bkray.events import outcome_over_seeds
+from bkray.rungs import MONITORED
 from bkray.sinks.parquet import read_rows
 
-_ARM = re.compile(r"carry|seq-\d+.*")
+_ARM = re.compile(r"(carry|seq-\d+).*")
 _NAME = re.compile(r"seq(\d+)/(.+)")
 
 
@@ -39,10 +40,16 @@ class RungRow:
     metrics: Mapping[str, float]
     checkpoint: str | None = None
 
+    @property
+    def is_beside(self) -> bool:
+        """Whether it has the monitor and stands beside a trial without."""
+        return self.arm.endswith(MONITORED)
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The seeds of one length at one learning rate, in one mode; at least one row."""
+    """The seeds of one length at one learning rate, in one mode, all of them with a monitor
+    beside others without or none of them; at least one row."""
 
     rows: tuple[RungRow, ...]
 
@@ -59,6 +66,11 @@ class Line:
         return self.rows[0].mode
 
     @property
+    def is_beside(self) -> bool:
+        """Whether it has the monitor and stands beside a line without."""
+        return self.rows[0].is_beside
+
+    @property
     def outcome(self) -> str:
         """The gravest of the seeds: one that diverged makes the length unstable."""
         return outcome_over_seeds(row.outcome for row in self.rows)
@@ -73,7 +85,7 @@ class Line:
         if name == "perplexity":
             loss = self.mean("loss")
             return None if loss is None else math.exp(min(loss, 700.0))
-        if name in ("loss", "context_worth_nats") and self.outcome != "ok":
+        if name.startswith(("loss", "context_worth")) and self.outcome != "ok":
             return None
         values = [row.metrics[name] for row in self.rows if name in row.metrics]
         finite = [value for value in values if math.isfinite(value)]
@@ -91,10 +103,10 @@ def rungs(sweep_dir: Path) -> list[RungRow]:
 
 
 def lines(rows: Iterable[RungRow]) -> list[Line]:
-    """Return the rows over their seeds, by mode, length and learning rate."""
-    groups: dict[tuple[str, int, float], list[RungRow]] = defaultdict(list)
+    """Return the rows over their seeds, by mode, length, learning rate and monitor."""
+    groups: dict[tuple[str, int, float, bool], list[RungRow]] = defaultdict(list)
     for row in rows:
-        groups[row.mode, row.n_seq, row.learning_rate].append(row)
+        groups[row.mode, row.n_seq, row.learning_rate, row.is_beside].append(row)
     return [Line(tuple(groups[key])) for key in sorted(groups)]
 
 
@@ -113,7 +125,7 @@ def degradations(rows: Sequence[RungRow]) -> dict[tuple[str, int], float]:
     """Return by trial and length its perplexity over that of the shortest length, same seed.
 
     All lengths score the same tokens. The shortest one is a trial's own if it climbed, else, in a
-    ladder's sweep, that of the learning rate which was best there.
+    ladder's sweep, that of the learning rate which was best there, without the monitor.
     """
     shortest = {row.trial_id: row for row in reversed(rows)}
     climbed = {row.trial_id for row in rows if row.n_seq != shortest[row.trial_id].n_seq}
@@ -131,7 +143,8 @@ def degradations(rows: Sequence[RungRow]) -> dict[tuple[str, int], float]:
 def _start(rows: Sequence[RungRow]) -> dict[int, RungRow]:
     """Return by seed the rung that the others are measured by."""
     n_seq = min(row.n_seq for row in rows)
-    best = best_line(lines(row for row in rows if row.n_seq == n_seq))
+    tried = lines(row for row in rows if row.n_seq == n_seq)
+    best = best_line([line for line in tried if not line.is_beside])
     return {row.seed: row for row in best.rows} if best is not None else {}
 
 

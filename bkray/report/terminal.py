@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from bkray.report import ladder_words, products
+from bkray.report import ladder_words, products, promises
 from bkray.report.configurations import Configuration, configurations, front
 from bkray.report.ladder import Ladder
 from bkray.report.ranking import brief, front_verdict, kind, label, leaderboard, pareto_front
@@ -33,6 +33,7 @@ _REASONS = 20
 
 _COMBINED = "Combined speed"
 _LADDER = "Length ladder"
+_PROMISES = "The guides' promises, without the monitor and with it"
 
 Cells = list[list[str]]
 """Lines of a table, its headings first."""
@@ -79,7 +80,10 @@ def render_text(
 def _tables(shown: _Shown, ladder: Ladder | None) -> dict[str, Cells]:
     tables = {"Leaderboard": shown.leaderboard, "Pareto front": shown.front}
     tables |= {_COMBINED: shown.combined} if shown.combined else {}
-    return tables | ({_LADDER: ladder_words.cells(ladder)} if ladder is not None else {})
+    if ladder is not None:
+        tables[_LADDER] = ladder_words.cells(ladder)
+        tables |= {_PROMISES: kept} if (kept := promises.cells(ladder)) else {}
+    return tables
 
 
 def _ladder_said(ladder: Ladder | None) -> str:

@@ -81,6 +81,60 @@ def test_the_longest_stable_length_is_closed_in_on(longest: int, looked_at: list
     assert seen[2 : 2 + len(looked_at)] == looked_at
 
 
+@pytest.mark.parametrize("longest", [40, 100, 300, 5000, 9000])
+def test_lengths_that_divide_nothing_are_closed_in_on_too(longest: int) -> None:
+    seen = [int(name[4:]) for name in played(up_to(longest), **{"ladder.lengths": "37,9973"})]
+    stable = max(n for n in seen if n <= longest)
+    diverged = min(n for n in seen if n > longest)
+    assert diverged <= 2 * stable + 1
+    assert len(seen) == len(set(seen)) <= 6
+
+
+def test_any_lengths_score_the_same_stretches() -> None:
+    overrides = {"ladder.lengths": "100,700,1000", "train.eval_windows": 3}
+    options = SweepOptions(out=Path("none"), preset="small", overrides=overrides)
+    configs = [proposal.config for proposal in planned(SWEEP, options)]
+    assert {config.train.eval_stretch for config in configs} == {1000}
+    assert [config.train.eval_windows for config in configs] == [30, 6, 3]
+    tokens = [rungs(config)[0].tokens_per_step for config in configs]
+    assert tokens == [1000, 700, 1000]
+
+
+PAIRED = {"train.monitor": "birman_schwinger", "ladder.monitor": "both"}
+
+
+def test_every_length_runs_without_the_monitor_and_with_it() -> None:
+    overrides = {"ladder.lengths": "128,512", "train.precision_upgrade": 50.0, **PAIRED}
+    options = SweepOptions(out=Path("none"), preset="small", overrides=overrides)
+    found = [(p.arm, p.config) for p in planned(SWEEP, options)]
+    names = ["seq-128", "seq-128-monitored", "seq-512", "seq-512-monitored"]
+    assert [arm for arm, _ in found] == names
+    for without, monitored in (found[:2], found[2:]):
+        ours, theirs = monitored[1].model_dump(), without[1].model_dump()
+        assert (theirs["train"].pop("monitor"), ours["train"].pop("monitor")) == (
+            *("off", "birman_schwinger"),
+        )
+        assert theirs["train"].pop("precision_upgrade") is None
+        assert ours["train"].pop("precision_upgrade") == 50.0
+        del ours["arm"], theirs["arm"]
+        assert ours == theirs
+    assert played(well, **PAIRED, **{"ladder.mode": "carry"}) == ["carry", "carry-monitored"]
+
+
+def test_what_runs_with_the_monitor_beside_decides_nothing() -> None:
+    def fate(p: Proposal) -> tuple[str, float]:
+        best = 0.005 if p.config.train.monitor == "off" else 0.015
+        lost = p.config.model.n_seq == 4096 and p.config.train.monitor == "off"
+        return "diverged" if lost else "ok", abs(p.config.optimizer.lr - best)
+
+    asked = {"ladder.lengths": "128,4096", "ladder.lr_rule": "transfer", "optimizer.lr": 5e-3}
+    seen = played(fate, **asked, **PAIRED)
+    alone = [name for name in seen if not name.endswith("-monitored")]
+    assert [f"{name}-monitored" for name in alone] == [n for n in seen if n not in alone]
+    assert alone == played(fate, **asked)
+    assert "seq-512-lr-0.005" in alone
+
+
 def test_nothing_is_looked_for_below_a_shortest_length_that_diverges() -> None:
     assert played(up_to(0), **{"ladder.lengths": "128,512"}) == ["seq-128", "seq-512"]
 

@@ -207,6 +207,7 @@ KNOBS = [
     Knob("ladder.mode", "carry", ladder_arms, CLIMBING),
     Knob("ladder.lr_rule", "search", ladder_arms, CLIMBING),
     Knob("ladder.batch", "rows", steps_and_tokens, CLIMBING),
+    Knob("ladder.monitor", "both", ladder_arms, {**CLIMBING, **MONITORED}),
     Knob("seed", 1, first_losses),
     Knob("threads", 2, threads),
     Knob("arm", "dense-2", arm),
