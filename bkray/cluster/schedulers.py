@@ -1,7 +1,7 @@
 """Which rule ends a sweep's trials early; the rules are in ``pruning.py``."""
 
 from bkray.errors import ConfigError
-from bkray.sweep import Sweep
+from bkray.sweep import Sweep, no_space
 
 SCHEDULERS = ("none", "asha", "hyperband", "median")
 
@@ -11,13 +11,14 @@ def choose(name: str | None, sweep: Sweep) -> str:
 
     With several objectives the default is ``none``: pruning on loss alone would end the fast
     trials that the front exists to show. The same where a knob is swept from checkpoints, which
-    must be those of whole trainings.
+    must be those of whole trainings, and where all trials are rivals, each of which is an answer.
 
     Raises:
         ConfigError: an unknown name.
     """
     if name is None:
-        return "asha" if len(sweep.objectives) == 1 and not sweep.at_inference else "none"
+        searched = sweep.space is not no_space and not sweep.at_inference
+        return "asha" if searched and len(sweep.objectives) == 1 else "none"
     if name not in SCHEDULERS:
         raise ConfigError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {name!r}")
     return name

@@ -16,7 +16,7 @@ _BESIDE = {
     "memory GB": "memory_gb",
     "NaN steps": "nan_count",
     "worth of N/2 tokens before, nats": "context_worth_nats",
-    **{f"of those beyond {n:,}, nats": f"context_worth_beyond_{n}_nats" for n in DISTANCES},
+    **{f"of all beyond {n:,}, nats": f"context_worth_beyond_{n}_nats" for n in DISTANCES},
     "schatten s1": "schatten_s1",
     "schatten s2": "schatten_s2",
     "condition number": "condition_number",

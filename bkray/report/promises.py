@@ -121,7 +121,7 @@ def _changed(found: Sequence[Pair]) -> str:
             continue
         ours, theirs = pair.monitored.mean("loss"), pair.without.mean("loss")
         by = "" if ours is None or theirs is None else f", loss {ours - theirs:+.2g} nats"
-        why = f"{brief(pair.n_precise)} mixers scanned in float64"
+        why = f"mixers that scanned in float64: {brief(pair.n_precise)}"
         if not pair.n_precise:
             why = "though nothing was scanned in float64, which is no work of the monitor"
         said.append(f"at {pair.without.n_seq:,} numbers differ ({why}{by})")
@@ -134,7 +134,9 @@ def _numbers(line: Line) -> dict[int, list[Any]]:
     }
 
 
-def _kept_of(line: Line) -> str:
+def _kept_of(line: Line) -> str | None:
+    if line.outcome not in ("ok", "diverged"):
+        return None
     rate, spread, broken = _spike_rate(line), _spread(line), line.mean("nan_count")
     held = [
         rate is not None and rate < MOST_SPIKES,

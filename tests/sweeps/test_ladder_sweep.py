@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bkray.cluster.ledger import Ledger
+from bkray.cluster.schedulers import choose
 from bkray.cluster.search import Proposal
 from bkray.cluster.tuner import SweepOptions, planned, resolve
 from bkray.errors import ConfigError
@@ -53,6 +54,10 @@ def test_every_length_takes_equal_tokens_and_scores_the_same() -> None:
     assert {c.train.eval_stretch for c in configs} == {131072}
     held = [rungs(c)[0].rows * min(c.model.n_seq, c.train.chunk or 1 << 20) for c in configs]
     assert set(held) == {4096}
+
+
+def test_no_length_is_pruned_for_the_loss_of_another() -> None:
+    assert choose(None, SWEEP) == "none"
 
 
 def test_one_model_climbs_all_lengths() -> None:
