@@ -24,7 +24,7 @@ def acting_knobs(given: Mapping[str, Any]) -> dict[str, Any]:
         "n_experts": 1,
     }
     if mixer == "bk":
-        knobs |= {"n_heads": 16, "n_values": 6, "semiseparable_rank": 0}
+        knobs |= {"n_heads": 16, "n_values": 6, "energies": "spread", "semiseparable_rank": 0}
     elif mixer == "attention":
         knobs |= {"n_heads": 4}
     if _whole(given.get("n_experts"), 1) > 1:

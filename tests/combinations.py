@@ -48,6 +48,11 @@ LOW_RANK: dict[str, dict[str, Any]] = {
     "low rank": {"semiseparable_rank": 3},
     "low rank act": {"semiseparable_rank": 3, "depth": "act"},
 }
+WITHOUT: dict[str, dict[str, Any]] = {
+    "no values": {"n_values": 0},
+    "no values act": {"n_values": 0, "depth": "act"},
+    "zero energies": {"energies": "zero"},
+}
 LEARNED = {"length": "learned", "length_list": "5,8,16"}
 DEPTHS = {"dense": {}, "act": {"depth": "act"}}
 COMBINATIONS: list[Combination] = [
@@ -65,7 +70,8 @@ COMBINATIONS: list[Combination] = [
             ("linear_recurrence", "4 top 2", "none"),
         )
     ),
-    *(("bk", feature, "one", "none") for feature in LOW_RANK),
+    *(("bk", feature, "one", "none") for feature in LOW_RANK | WITHOUT),
+    ("bk", "no values", "4 scattered", "none"),
     *(("bk", feature, "4 scattered", "none") for feature in ("dense", "act", "sparse", "exit")),
     ("bk", "multiscale act", "4 scattered", "none"),
     ("bk", "low rank", "4 scattered", "learned"),
@@ -77,7 +83,7 @@ COMBINATIONS: list[Combination] = [
 def config_of(combination: Combination, **further: Any) -> ModelConfig:
     mixer, feature, experts, position = combination
     feature, around = feature.removeprefix("learned "), feature.startswith("learned ")
-    knobs = {**(DEPTHS | FEATURES | LOW_RANK)[feature], **(EXPERTS | SCATTERED)[experts]}
+    knobs = {**(DEPTHS | FEATURES | LOW_RANK | WITHOUT)[feature], **(EXPERTS | SCATTERED)[experts]}
     knobs |= LEARNED if around else {}
     return tiny_config(mixer, position=position, **knobs, **further).model
 

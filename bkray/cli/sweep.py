@@ -123,7 +123,7 @@ def run(value: Sweep, options: "SweepOptions", as_json: bool, *, resume: bool = 
     if not as_json:
         of_seeds = times_seeds(search.n_configurations, options.seeds)
         done = f", {n_done} of them done" if resume else ""
-        what = f"{search.n_planned} trials{of_seeds}{done} into {options.out}"
+        what = f"{max(search.n_planned, n_done)} trials{of_seeds}{done} into {options.out}"
         print(f"{what}; starting up", flush=True)
     meta = {"preset": options.preset} | ({"git_sha": git["sha"]} if git else {})
     tracking = open_store(runs)

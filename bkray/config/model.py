@@ -36,8 +36,10 @@ class ModelConfig(Section):
     d_model: int | None = Field(None, ge=2)
     n_layers: int | None = Field(None, ge=1)
     n_heads: int | None = Field(None, ge=1)
-    n_values: int | None = Field(None, ge=1)
-    """Value channels per head of the resolvent."""
+    n_values: int | None = Field(None, ge=0)
+    """Value channels per head of the resolvent; 0 for its diagonal alone."""
+    energies: Literal["spread", "zero"] | None = None
+    """Where the heads' energies start: spread over the band, or all of them at its edge, 0."""
     semiseparable_rank: int | None = Field(None, ge=0)
     """Rank of what the resolvent's values also run through, ``U V^T``; 0 for nothing."""
     d_hidden: int | None = Field(None, ge=1)
@@ -122,6 +124,11 @@ class ModelConfig(Section):
             raise ValueError(
                 "model.depth=act does nothing with model.n_layers=1: the last layer always stops; "
                 "set model.n_layers to at least 2 or model.depth=dense"
+            )
+        if self.semiseparable_rank and self.n_values == 0:
+            raise ValueError(
+                f"model.semiseparable_rank={self.semiseparable_rank} does nothing with "
+                "model.n_values=0: there is nothing to run through it; leave one of them out"
             )
         _check_adaptive(self)
         _check_router(self)

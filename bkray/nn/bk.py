@@ -34,7 +34,8 @@ class BKMixer(nn.Module):
     back to the width. ``E`` and ``eta`` are learned; ``eta > 0`` by softplus, which is what bounds
     ``|g|`` by ``1/eta``. With a ``rank`` the values also run through a low-rank branch, whose
     channels join the features: ``H`` is then semiseparable. The state of a stream is the features
-    of the last site, (B, F, H), and with it the state of the branch, (B, R, C).
+    of the last site, (B, F, H), and with it the state of the branch, (B, R, C). Without values
+    ``g`` is all there is: one complex number per head. Energies not ``spread`` start at 0.
 
     ``in_float64`` raises the scan to float64, whatever the model's dtype, and with it what goes
     in: its rounding costs as much as the scan's own.
@@ -43,19 +44,22 @@ class BKMixer(nn.Module):
     causal = True
     in_float64 = False
 
-    def __init__(self, d_model: int, n_heads: int, n_values: int, rank: int = 0) -> None:
+    def __init__(
+        self, d_model: int, n_heads: int, n_values: int, rank: int = 0, *, spread: bool = True
+    ) -> None:
         super().__init__()
         self.n_heads, self.n_values = n_heads, n_values
         n_features = (2 * (1 + n_values) + (n_values if rank else 0)) * n_heads
         self.potential = nn.Linear(d_model, n_heads)
         with torch.no_grad():
             self.potential.weight.mul_(POTENTIAL_GAIN)
-        self.values = nn.Linear(d_model, n_values * n_heads, bias=False)
+        self.values = nn.Linear(d_model, n_values * n_heads, bias=False) if n_values else None
         self.norm = nn.RMSNorm(n_features)
         self.gate = nn.Linear(d_model, n_features)
         self.out = nn.Linear(n_features, d_model, bias=False)
-        spread = torch.linspace(*BAND, n_heads) if n_heads > 1 else torch.tensor([sum(BAND) / 2])
-        self.energy = nn.Parameter(spread[torch.randperm(n_heads)])
+        band = torch.linspace(*BAND, n_heads) if n_heads > 1 else torch.tensor([sum(BAND) / 2])
+        shuffled = band[torch.randperm(n_heads)]  # drawn in any case: what follows starts alike
+        self.energy = nn.Parameter(shuffled if spread else torch.zeros(n_heads))
         self.raw_eta = nn.Parameter(torch.linspace(*RAW_ETA, n_heads))
         self.low_rank = LowRankBranch(d_model, rank) if rank else None
 
@@ -97,12 +101,11 @@ class BKMixer(nn.Module):
     ) -> tuple[Tensor, State, Tensor]:
         """Return the mixed sites, the state behind the last one and the features."""
         scan_state, branch_state = state if isinstance(state, tuple) else (state, None)
-        if self.in_float64:
-            u_BNH = in_double(self.potential, hidden_BND)
-            x_BNC, eta_H = in_double(self.values, hidden_BND), softplus(self.raw_eta.double())
-        else:
-            u_BNH, x_BNC = self.potential(hidden_BND), self.values(hidden_BND)
-            eta_H = self.eta
+        eta_H = softplus(self.raw_eta.double()) if self.in_float64 else self.eta
+        u_BNH = self._said(self.potential, hidden_BND)
+        x_BNC = u_BNH[..., :0]
+        if self.values is not None:
+            x_BNC = self._said(self.values, hidden_BND)
         h_BNH = bounded(u_BNH) - 2.0
         x_BNKH = x_BNC.view(*x_BNC.shape[:2], self.n_values, self.n_heads) * eta_H.sqrt()
         features_BNFH = causal_resolvent(h_BNH, x_BNKH, self.energy, eta_H, scan_state)
@@ -114,6 +117,12 @@ class BKMixer(nn.Module):
             seen, behind = torch.cat([seen, branch_BNC], dim=-1), (scan_behind, branch_state)
         mixed: Tensor = self.out(self.norm(seen) * silu(self.gate(hidden_BND)))
         return mixed, behind, features_BNFH
+
+    def _said(self, layer: nn.Linear, hidden_BND: Tensor) -> Tensor:
+        if self.in_float64:
+            return in_double(layer, hidden_BND)
+        said: Tensor = layer(hidden_BND)
+        return said
 
 
 def in_double(layer: nn.Linear, x: Tensor) -> Tensor:

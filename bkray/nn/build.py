@@ -101,8 +101,8 @@ def full_rate_mixer(model: ModelConfig) -> Mixer:
     match model.mixer:
         case "bk":
             assert model.n_heads is not None and model.n_values is not None
-            rank = model.semiseparable_rank or 0
-            return BKMixer(model.d_model, model.n_heads, model.n_values, rank)
+            rank, spread = model.semiseparable_rank or 0, model.energies == "spread"
+            return BKMixer(model.d_model, model.n_heads, model.n_values, rank, spread=spread)
         case "attention":
             assert model.n_heads is not None
             rope = model.position == "rope"

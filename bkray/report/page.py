@@ -11,7 +11,7 @@ from urllib.parse import quote
 from bkray.columns import COLUMNS
 from bkray.config import DataConfig
 from bkray.events import OUTCOMES
-from bkray.report import ladder_words, products, promises
+from bkray.report import ladder_words, parts, products, promises
 from bkray.report.configurations import Configuration, front_trials
 from bkray.report.ladder import FILE, Ladder
 from bkray.report.ladder_plots import PREFIX
@@ -71,13 +71,16 @@ def _body(
     outcomes = [figure for figure in figures if figure.name == "outcomes"]
     climbed = [figure for figure in figures if figure.name.startswith(PREFIX)]
     others = [figure for figure in figures if figure not in (*outcomes, *climbed)]
-    parts = [
+    sections = [
         _header(record, rows),
         _verdict(rows, objectives, found if several else ()),
         _configurations(found, objectives) if several else "",
         _ladder(ladder, climbed),
         f"<h2>Leaderboard</h2>\n{_leaderboard(rows, objectives, found)}",
-        _combined(rows),
+        _compared(
+            "Combined speed", products.columns(products.products(rows)), products.said(rows)
+        ),
+        _compared("Arms against their references", parts.columns(rows), parts.said(rows)),
         "<h2>Figures</h2>" if others else "",
         *map(_figure, others),
         "<h2>Outcomes</h2>",
@@ -85,7 +88,7 @@ def _body(
         _reasons(rows),
         _files(figures, ladder),
     ]
-    return "\n".join(parts)
+    return "\n".join(sections)
 
 
 def _header(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
@@ -184,13 +187,12 @@ def _configurations(found: Sequence[Configuration], objectives: Sequence[Objecti
     return f"{head}\n{table('configurations', columns)}"
 
 
-def _combined(rows: Sequence[Row]) -> str:
-    known = products.columns(products.products(rows))
-    if not known["pair"]:
+def _compared(title: str, known: Mapping[str, Sequence[Any]], said: str) -> str:
+    if not said:
         return ""
     columns = [Column(name=name, values=values) for name, values in known.items()]
-    note = f'<p class="soft">{escape(products.said(rows))}</p>'
-    return f"<h2>Combined speed</h2>\n{note}\n{table('combined', columns)}"
+    note = f'<p class="soft">{escape(said)}</p>'
+    return f"<h2>{title}</h2>\n{note}\n{table(title.partition(' ')[0].lower(), columns)}"
 
 
 def _ladder(known: Ladder | None, figures: Sequence[Figure]) -> str:
@@ -199,10 +201,10 @@ def _ladder(known: Ladder | None, figures: Sequence[Figure]) -> str:
     found = ladder_words.columns(known).items()
     columns = [Column(name=name, values=values) for name, values in found]
     said = "".join(f"<li>{escape(words)}</li>" for words in ladder_words.sentences(known))
-    parts = ["<h2>Length ladder</h2>", table("ladder", columns), f"<ul>{said}</ul>"]
+    shown = ["<h2>Length ladder</h2>", table("ladder", columns), f"<ul>{said}</ul>"]
     if kept := [Column(name=name, values=v) for name, v in promises.columns(known).items()]:
-        parts += ["<h3>The guides' promises</h3>", table("promises", kept)]
-    return "\n".join([*parts, *map(_figure, figures)])
+        shown += ["<h3>The guides' promises</h3>", table("promises", kept)]
+    return "\n".join([*shown, *map(_figure, figures)])
 
 
 def _figure(figure: Figure) -> str:

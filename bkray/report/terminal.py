@@ -3,15 +3,15 @@
 A sweep of one seed shows its trials; with several seeds a line is a configuration.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from bkray.report import ladder_words, products, promises
+from bkray.report import ladder_words, parts, products, promises
 from bkray.report.configurations import Configuration, configurations, front
 from bkray.report.ladder import Ladder
 from bkray.report.ranking import brief, front_verdict, kind, label, leaderboard, pareto_front
@@ -32,6 +32,7 @@ _REASONS = 20
 """Reasons shown; the report and trials.parquet have all."""
 
 _COMBINED = "Combined speed"
+_PARTS = "Arms against their references"
 _LADDER = "Length ladder"
 _PROMISES = "The guides' promises, without the monitor and with it"
 
@@ -44,6 +45,8 @@ class _Shown(NamedTuple):
     front: Cells
     combined: Cells
     """Pairs of features beside the product of their parts; empty without pairs."""
+    parts: Cells
+    """Arms held against their references; empty without any."""
     combined_words: str
     verdict: str
     reasons: str
@@ -67,19 +70,20 @@ def render_text(
     """Return leaderboard, front, combined speed, ladder and verdict as plain lines of any
     width."""
     shown = _shown(rows, objectives)
-    parts = [
+    lines = [
         *(_plain_table(title, cells) for title, cells in _tables(shown, ladder).items()),
         shown.combined_words,
         _ladder_said(ladder),
         shown.verdict,
         shown.reasons,
     ]
-    return "\n\n".join(filter(None, parts))
+    return "\n\n".join(filter(None, lines))
 
 
 def _tables(shown: _Shown, ladder: Ladder | None) -> dict[str, Cells]:
     tables = {"Leaderboard": shown.leaderboard, "Pareto front": shown.front}
     tables |= {_COMBINED: shown.combined} if shown.combined else {}
+    tables |= {_PARTS: shown.parts} if shown.parts else {}
     if ladder is not None:
         tables[_LADDER] = ladder_words.cells(ladder)
         tables |= {_PROMISES: kept} if (kept := promises.cells(ladder)) else {}
@@ -96,8 +100,9 @@ def _shown(rows: Sequence[Row], objectives: Sequence[Objective]) -> _Shown:
         return _Shown(
             _configuration_cells(found),
             _configuration_front_cells(found, objectives),
-            _combined_cells(rows),
-            products.said(rows),
+            _cells_of(products.columns(products.products(rows))),
+            _cells_of(parts.columns(rows)),
+            _said(rows),
             f"{_seed_words(found)} "
             + front_verdict([one.row for one in found], objectives, what="configurations"),
             _reasons(rows),
@@ -105,11 +110,16 @@ def _shown(rows: Sequence[Row], objectives: Sequence[Objective]) -> _Shown:
     return _Shown(
         _trial_cells(rows, objectives),
         _trial_front_cells(rows, objectives),
-        _combined_cells(rows),
-        products.said(rows),
+        _cells_of(products.columns(products.products(rows))),
+        _cells_of(parts.columns(rows)),
+        _said(rows),
         front_verdict(rows, objectives),
         _reasons(rows),
     )
+
+
+def _said(rows: Sequence[Row]) -> str:
+    return "\n".join(filter(None, (products.said(rows), parts.said(rows))))
 
 
 def _reasons(rows: Iterable[Row]) -> str:
@@ -162,8 +172,8 @@ def _configuration_front_cells(
     return cells
 
 
-def _combined_cells(rows: Sequence[Row]) -> Cells:
-    columns = products.columns(products.products(rows))
+def _cells_of(columns: Mapping[str, Sequence[Any]]) -> Cells:
+    """Return headings and lines; empty without a line."""
     lines = [[brief(value) for value in line] for line in zip(*columns.values(), strict=True)]
     return [list(columns), *lines] if lines else []
 

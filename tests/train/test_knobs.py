@@ -127,6 +127,8 @@ KNOBS = [
     Knob("model.n_heads", 2, n_params, BK),
     Knob("model.n_heads", 4, first_losses, ATTENTION),
     Knob("model.n_values", 3, n_params, BK),
+    Knob("model.n_values", 0, n_params, BK),
+    Knob("model.energies", "zero", first_losses, BK),
     Knob("model.semiseparable_rank", 2, n_params, BK),
     Knob("model.d_hidden", 32, n_params),
     Knob("model.dropout", 0.5, first_losses),

@@ -1,0 +1,57 @@
+"""The parts of the BK model, each taken out or put in: heads, values, energies, experts, branch.
+
+Run it with ``bkray sweep parts --preset smoke``, and with ``--seeds 8`` for verdicts: all arms
+have the same seeds and data, and ``bkray show`` holds each against its reference, seed by seed.
+Parameters are not held equal; the tables tell how many an arm has.
+"""
+
+from bkray.errors import ConfigError
+from bkray.overrides import Overrides, acting, build
+from bkray.sweep import SMOKE, Arm, Objective, Preset, Sweep
+
+HEADS = (1, 4)
+PARTS: dict[str, Overrides] = {
+    "no-values": {"model.n_values": 0},
+    "zero-energies": {"model.energies": "zero"},
+    "low-rank": {"model.semiseparable_rank": 16},
+    "experts": {"model.n_experts": 4},
+    "experts-scattering": {"model.n_experts": 4, "model.router": "scattering"},
+}
+SET_BY_ARMS = tuple(dict.fromkeys(path for part in PARTS.values() for path in part))
+
+
+def arms(base: Overrides) -> list[Arm]:
+    """Return ``base``, fewer heads, and every part by itself; an arm ``a-b`` is held against ``a``
+    where that is an arm, else against ``base``.
+
+    Raises:
+        ConfigError: an override for what the arms set, or a model without these parts.
+    """
+    if fixed := [path for path in SET_BY_ARMS if path in base]:
+        raise ConfigError(
+            f"the sweep parts sets {fixed[0]} itself, got {base[fixed[0]]}: leave it out"
+        )
+    model = build(acting(base)).model
+    if model.mixer != "bk" or model.n_heads is None:
+        raise ConfigError("the sweep parts is of the BK model: leave model.mixer and build out")
+    heads = [
+        Arm(name=f"{n}-head{'s' if n > 1 else ''}", overrides={"model.n_heads": n})
+        for n in HEADS
+        if n < model.n_heads
+    ]
+    others = [Arm(name=name, overrides=overrides) for name, overrides in PARTS.items()]
+    return [Arm(name="base", overrides={}), *heads, *others]
+
+
+SWEEP = Sweep(
+    name="parts",
+    overview="heads, values, energies, low-rank branch, experts and their router, one at a time",
+    base={"model.mixer": "bk"},
+    rivals=arms,
+    objectives=(Objective(column="final_val_loss_nats", direction="minimize"),),
+    presets={
+        "smoke": Preset(trials=0, overrides=SMOKE),
+        "small": Preset(trials=0, overrides={"train.steps": 400}),
+        "full": Preset(trials=0, overrides={"train.steps": 2000}),
+    },
+)
