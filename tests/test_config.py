@@ -33,6 +33,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"top_k": 1}, r"model\.top_k=1 does nothing with one expert: .*set model\.n_experts"),
     ({"balance_weight": 0.1}, r"model\.balance_weight=0\.1 does nothing with one expert"),
     ({"mixer": "attention", "n_values": 2}, r"n_values=2 does nothing .*mixer=attention"),
+    (
+        {"n_values": 0, "semiseparable_rank": 2},
+        r"semiseparable_rank=2 does nothing with model\.n_values=0",
+    ),
     ({"mixer": "linear_recurrence", "n_heads": 2}, r"n_heads=2 does nothing .*linear_recurrence"),
     ({"mixer": "linear_recurrence", "position": "rope"}, r"position=rope does nothing"),
     ({"model.options.width": 3}, r"model\.options=.* does nothing without model\.build"),

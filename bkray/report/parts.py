@@ -56,7 +56,7 @@ def said(rows: Sequence[Row]) -> str:
         f"over {len(known['arm'])} arms"
     )
     fewest = min(known["seeds"])
-    return f"{words}{f'; {n_needed} seeds may decide at all' if fewest < n_needed else ''}."
+    return f"{words}{f'; fewer than {n_needed} decide nothing' if fewest < n_needed else ''}."
 
 
 def _losses(rows: Sequence[Row]) -> dict[str, dict[int, float]]:

@@ -62,3 +62,27 @@ def test_the_mixer_is_the_resolvent_normed_gated_and_projected() -> None:
     gated = bk.norm.weight * features / rms * silu(bk.gate(hidden))
     expected = gated @ bk.out.weight.T
     assert (bk(hidden, torch.arange(10).expand(2, 10)) - expected).abs().max() <= 1e-10
+
+
+def test_without_values_the_diagonal_is_all_there_is() -> None:
+    torch.manual_seed(0)
+    plain = BKMixer(WIDTH, 4, 0).double()
+    assert plain.values is None
+    assert plain.norm.normalized_shape == (2 * 4,)
+    hidden = torch.randn(2, 9, WIDTH, dtype=torch.float64)
+    _, state = plain.stream(hidden, torch.zeros(2, 9, dtype=torch.long))
+    assert isinstance(state, torch.Tensor)
+    assert state.shape == (2, 2, 4)
+    plain.in_float64 = True
+    assert plain(hidden, torch.zeros(2, 9, dtype=torch.long)).shape == hidden.shape
+
+
+def test_energies_start_over_the_band_or_at_its_edge_and_all_else_alike() -> None:
+    made = []
+    for spread in (True, False):
+        torch.manual_seed(0)
+        made.append(BKMixer(WIDTH, 4, 2, spread=spread))
+    over, edge = (dict(one.named_parameters()) for one in made)
+    assert sorted(over.pop("energy").tolist()) == torch.linspace(*BAND, 4).tolist()
+    assert edge.pop("energy").tolist() == [0.0] * 4
+    assert all(torch.equal(over[name], edge[name]) for name in over)
