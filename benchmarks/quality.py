@@ -21,6 +21,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "bk": {"model.mixer": "bk"},
     "attention": {"model.mixer": "attention", "model.position": "rope"},
     "linear_recurrence": {"model.mixer": "linear_recurrence"},
+    "mamba": {"model.mixer": "mamba"},
 }
 BASE = {
     "model.d_model": 64,

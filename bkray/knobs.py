@@ -27,6 +27,8 @@ def acting_knobs(given: Mapping[str, Any]) -> dict[str, Any]:
         knobs |= {"n_heads": 16, "n_values": 6, "energies": "spread", "semiseparable_rank": 0}
     elif mixer == "attention":
         knobs |= {"n_heads": 4}
+    elif mixer == "mamba":
+        knobs |= {"d_state": 16, "expand": 2}
     if _whole(given.get("n_experts"), 1) > 1:
         knobs |= _ROUTERS.get(str(given.get("router")), _ROUTERS["learned"])
     if given.get("depth") in ("act", "act_exit"):
@@ -112,7 +114,7 @@ def why_not_in_chunks(model: Any, chunk: int) -> str | None:
     if model.mixer == "attention":
         return (
             "needs a mixer with a state of fixed size: attention over a window would be another "
-            "model; use model.mixer=bk or linear_recurrence, or leave it out"
+            "model; use model.mixer=bk, mamba or linear_recurrence, or leave it out"
         )
     for name, off in (("multiscale", False), ("mixer_scale", 1), ("length", "fixed")):
         if getattr(model, name) != off:

@@ -68,6 +68,7 @@ COMBINATIONS: list[Combination] = [
             ("bk", "one", "none"),
             ("attention", "one", "rope"),
             ("linear_recurrence", "4 top 2", "none"),
+            ("mamba", "one", "none"),
         )
     ),
     *(("bk", feature, "one", "none") for feature in LOW_RANK | WITHOUT),

@@ -39,6 +39,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"mixer": "linear_recurrence", "n_heads": 2}, r"n_heads=2 does nothing .*linear_recurrence"),
     ({"mixer": "linear_recurrence", "position": "rope"}, r"position=rope does nothing"),
+    ({"mixer": "mamba", "n_heads": 2}, r"n_heads=2 does nothing .*mixer=mamba"),
+    ({"mixer": "mamba", "position": "rope"}, r"position=rope does nothing .*mixer=mamba"),
+    ({"d_state": 8}, r"d_state=8 does nothing in a model with mixer=bk"),
+    ({"mixer": "attention", "expand": 2}, r"expand=2 does nothing .*mixer=attention"),
     ({"model.options.width": 3}, r"model\.options=.* does nothing without model\.build"),
     ({**OWN, "d_model": 8}, r"model\.d_model=8 does nothing .*give it as model\.options"),
     ({**OWN, "depth": "act"}, r"model\.depth=act does nothing .*give it as model\.options"),
@@ -75,7 +79,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"n_layers": "many"}, r"model\.n_layers: .*got 'many'"),
     ({"n_layers": [4]}, r"model\.n_layers: .*got \[4\]"),
     # words
-    ({"mixer": "BK"}, r"model\.mixer: .*'bk', 'attention' or 'linear_recurrence', got 'BK'"),
+    (
+        {"mixer": "BK"},
+        r"model\.mixer: .*'bk', 'attention', 'linear_recurrence' or 'mamba', got 'BK'",
+    ),
     ({"mixer": "BK", "n_heads": 4}, r"model\.mixer: .*got 'BK'"),
     ({"mixer": ["bk"]}, r"model\.mixer: .*got \['bk'\]"),
     ({"depth": "ACT", "act_lambda": 0.1}, r"act_lambda=0\.1 does nothing .*set model\.depth=act"),

@@ -207,7 +207,7 @@ def assert_told_as_diverged(events: list[Event], reason: str, step: int | None =
 BROKEN = r"(loss|gradient norm) is (nan|inf) at step \d+"
 
 
-@pytest.mark.parametrize("mixer", ["bk", "attention", "linear_recurrence"])
+@pytest.mark.parametrize("mixer", ["bk", "attention", "linear_recurrence", "mamba"])
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_a_huge_learning_rate_ends_as_diverged(text: Path, mixer: str, precision: str) -> None:
     config = short_config(text, mixer, lr=1e30, precision=precision)

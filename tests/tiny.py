@@ -24,6 +24,7 @@ MIXERS: dict[str, dict[str, Any]] = {
     "bk": {"model.mixer": "bk", "model.n_heads": 4, "model.n_values": 2},
     "attention": {"model.mixer": "attention", "model.n_heads": 2},
     "linear_recurrence": {"model.mixer": "linear_recurrence"},
+    "mamba": {"model.mixer": "mamba", "model.d_state": 3},
 }
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from bkray.config.section import Section
 from bkray.knobs import acting_knobs, why_idle
 
-MixerName = Literal["bk", "attention", "linear_recurrence"]
+MixerName = Literal["bk", "attention", "linear_recurrence", "mamba"]
 
 
 class ModelConfig(Section):
@@ -42,6 +42,10 @@ class ModelConfig(Section):
     """Where the heads' energies start: spread over the band, or all of them at its edge, 0."""
     semiseparable_rank: int | None = Field(None, ge=0)
     """Rank of what the resolvent's values also run through, ``U V^T``; 0 for nothing."""
+    d_state: int | None = Field(None, ge=1)
+    """States per inner channel of the selective scan."""
+    expand: int | None = Field(None, ge=1)
+    """Inner channels of the selective scan, as a multiple of ``d_model``."""
     d_hidden: int | None = Field(None, ge=1)
     """Hidden width of the feed-forward part, per expert."""
     dropout: float | None = Field(None, ge=0, lt=1)

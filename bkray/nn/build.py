@@ -18,6 +18,7 @@ from bkray.nn.exits import ExitDepth
 from bkray.nn.length import LearnedLength, LengthPredictor
 from bkray.nn.linear_recurrence import LinearRecurrenceMixer
 from bkray.nn.lm import DepthPolicy, LanguageModel
+from bkray.nn.mamba import MambaMixer
 from bkray.nn.mixer import Mixer
 from bkray.nn.moe import Experts, FeedForward
 from bkray.nn.multiscale import N_STAGES, MultiscaleDepth, ScaledMixer
@@ -107,6 +108,9 @@ def full_rate_mixer(model: ModelConfig) -> Mixer:
             assert model.n_heads is not None
             rope = model.position == "rope"
             return AttentionMixer(model.d_model, model.n_heads, rope=rope, window=model.n_seq)
+        case "mamba":
+            assert model.d_state is not None and model.expand is not None
+            return MambaMixer(model.d_model, model.d_state, model.expand)
         case _:
             return LinearRecurrenceMixer(model.d_model)
 

@@ -9,10 +9,12 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
+from numpy.polynomial import Chebyshev, Polynomial
 
 CACHE_LINE = 64  # bytes
 FUSE = ("contract",)  # a * b + c may round once; keeps NaN, infinities and signs
@@ -112,6 +114,84 @@ def reciprocal(typingctx: Any, lanes: Any) -> Any:
         return builder.fdiv(one, args[0])
 
     return lanes(lanes), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def spread(typingctx: Any, array: Any, index: Any, width: Any) -> Any:
+    """Lanes that all hold ``array[index]``."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array_type, index_type = signature.args[:2]
+        place = cgutils.unpack_tuple(builder, args[1], len(index_type))
+        made = context.make_array(array_type)(context, builder, args[0])
+        value = builder.load(cgutils.get_item_pointer(context, builder, array_type, made, place))
+        vector = context.get_value_type(signature.return_type)
+        first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
+        return builder.shuffle_vector(first, first, _mask(*[0] * vector.count))
+
+    return Lanes(array.dtype, len(width))(array, index, width), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def total(typingctx: Any, lanes: Any) -> Any:
+    """Sum of the lanes, a power of two of them, halved and halved again."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        (part,) = args
+        while part.type.count > 1:
+            half = part.type.count // 2
+            low = builder.shuffle_vector(part, part, _mask(*range(half)))
+            high = builder.shuffle_vector(part, part, _mask(*range(half, 2 * half)))
+            part = builder.fadd(low, high)
+        return builder.extract_element(part, ir.IntType(32)(0))
+
+    return lanes.dtype(lanes), emit
+
+
+def _mask(*lanes: int) -> Any:
+    """Which lanes a shuffle takes."""
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def exp2(typingctx: Any, lanes: Any) -> Any:
+    """2 to the lanes, to the last place in float32, to 2e-15 in float64; a NaN stays one.
+
+    Without denormals, which cost a hundred cycles each: 0 where the result would be below the
+    least normal number, and infinity from 2^127.5 (float64: 2^1023.5) on.
+
+    ``2^x = 2^n 2^r`` with ``n`` the nearest whole number. Adding ``1.5 2^23 + 127`` rounds and
+    leaves the exponent of ``2^n`` in the low bits; those of 0 and infinity are where ``x`` is
+    clipped. ``(2^r - 1) / r`` is a polynomial through Chebyshev's points.
+    """
+    mantissa, bias, degree = (23, 127, 5) if lanes.dtype == types.float32 else (52, 1023, 11)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        (x,) = args
+        bits = ir.VectorType(ir.IntType(lanes.dtype.bitwidth), lanes.width)
+
+        def same(value: float) -> Any:
+            return ir.Constant(x.type, [float(value)] * lanes.width)
+
+        for relation, bound in (("<", same(-bias)), (">", same(bias + 1))):
+            x = builder.select(builder.fcmp_ordered(relation, x, bound), bound, x)
+        shift = same(1.5 * 2**mantissa + bias)
+        shifted = builder.fadd(x, shift)
+        r = builder.fsub(x, builder.fsub(shifted, shift))
+        *rest, power = [same(c) for c in (1.0, *_slope_coefficients(degree))]
+        for coefficient in reversed(rest):
+            power = builder.fadd(builder.fmul(power, r, flags=FUSE), coefficient, flags=FUSE)
+        exponent = ir.Constant(bits, [mantissa] * lanes.width)
+        scale = builder.shl(builder.bitcast(shifted, bits), exponent)
+        return builder.fmul(power, builder.bitcast(scale, x.type))
+
+    return lanes(lanes), emit
+
+
+def _slope_coefficients(degree: int) -> list[float]:
+    """Coefficients of ``(2^r - 1) / r`` on [-1/2, 1/2]; ``degree`` is odd, so no point is 0."""
+    fitted = Chebyshev.interpolate(lambda r: np.expm1(r * np.log(2)) / r, degree, [-0.5, 0.5])
+    return [float(c) for c in fitted.convert(kind=Polynomial).coef]
 
 
 def _arithmetic(operation: Callable[[Any, Any], Any], instruction: str) -> None:

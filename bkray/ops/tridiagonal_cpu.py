@@ -4,28 +4,19 @@ Shapes: B rows, N sites, K value channels, H heads, F = 2 (1 + K) feature planes
 W lanes (neighbouring heads).
 """
 
-import functools
 import itertools
 import math
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from numba import from_dtype, types
+from numba import types
 from torch import Tensor
 
 from bkray.ops.lanes import CACHE_LINE
+from bkray.ops.tasks import numbers, run_tasks, width_of
 from bkray.ops.tridiagonal import halo_sites
-from bkray.ops.tridiagonal_kernels import (
-    BLOCK_SITES,
-    backward_tasks,
-    forward_tasks,
-    lanewise,
-)
+from bkray.ops.tridiagonal_kernels import BLOCK_SITES, backward_tasks, forward_tasks
 
 WIDE_BYTES, NARROW_BYTES = 256, 128
 """Lanes of a task: enough chains to hide the latency of a division; narrow to feed all threads."""
@@ -97,25 +88,14 @@ class _Plan:
 
         ``results`` are the large tensors that a task writes; small ones may be among ``tensors``.
         """
-        aligned = [t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous() for t in tensors]
-        arrays = [t.detach().numpy() for t in (*aligned, *results)]
         past_cache = sum(t.nbytes for t in results) > PAST_CACHE_BYTES and self._in_lines(results)
-        kinds = tuple((a.dtype, a.ndim) for a in arrays)
-        compiled = _compiled(tasks, kinds, self.width, past_cache)
-        work = functools.partial(
-            compiled,
-            np.zeros(1, np.int64),
-            np.array(self.chunks),
-            self.halo,
-            (0,) * self.width,
-            True if past_cache else None,
-            *arrays,
+        plan = (
+            (types.int64[:, ::1], numbers(self.chunks)),
+            (types.int64, self.halo),
+            width_of(self.width),
+            (types.boolean, True) if past_cache else (types.none, None),
         )
-        helpers = [_pool(os.getpid()).submit(work) for _ in range(self.n_threads - 1)]
-        work()
-        for helper in helpers:
-            if not helper.cancel():
-                helper.result()
+        run_tasks(tasks, plan, (*tensors, *results), self.n_threads)
 
     def _in_lines(self, results: Sequence[Tensor]) -> bool:
         """Whether lanes cover whole cache lines wherever a task writes them."""
@@ -144,22 +124,3 @@ def _plan(B: int, N: int, H: int, eta_H: Tensor) -> _Plan:
 def _width(H: int, lanes: int) -> int:
     """The largest power of two that neither ``H`` nor ``lanes``, a power of two, is below."""
     return int(min(lanes, 1 << (H.bit_length() - 1)))
-
-
-@functools.cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """Threads of this process; a forked child has none of its parent's."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="bkray-scan")
-
-
-@functools.cache
-def _compiled(
-    tasks: Callable[..., None], arrays: tuple[tuple[Any, int], ...], width: int, past_cache: bool
-) -> Callable[..., None]:
-    """Machine code for any strides, from numba's cache on disk if it was made before."""
-    strided = [types.Array(from_dtype(dtype), ndim, "A") for dtype, ndim in arrays]
-    lanes = types.UniTuple(types.int64, width)
-    plan = (types.int64[::1], types.int64[:, ::1], types.int64, lanes)
-    way = types.boolean if past_cache else types.none
-    compiled: Callable[..., None] = lanewise(types.void(*plan, way, *strided), cache=True)(tasks)
-    return compiled

@@ -5,17 +5,14 @@ Shapes: B rows, N sites, K value channels, H heads, F = 2 (1 + K) feature planes
 still in the first cache when the next one reads it. Only the last axis of an array must be dense.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from bkray.ops.lanes import load, prefetch, reciprocal, store, take_ticket, zero
+from bkray.ops.tasks import lanewise
 
 BLOCK_SITES = 16
-
-lanewise = functools.partial(njit, nogil=True, error_model="numpy")
 
 
 class _Block(NamedTuple):

@@ -23,6 +23,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "attention over threes": ("attention", {"model.mixer_scale": 3}),
     "bk with a low rank": ("bk", {"model.semiseparable_rank": 3}),
     "bk over pairs": ("bk", {"model.mixer_scale": 2}),
+    "mamba with one state": ("mamba", {"model.d_state": 1, "model.expand": 1}),
     "linear recurrence over pairs": ("linear_recurrence", {"model.mixer_scale": 2}),
 }
 

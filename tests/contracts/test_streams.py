@@ -197,9 +197,11 @@ def test_states_alone_need_no_head() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("mixer", ["bk", "linear_recurrence"])
+@pytest.mark.parametrize("mixer", ["bk", "linear_recurrence", "mamba"])
 def test_scans_carry_float32_under_autocast(mixer: str) -> None:
     model = built_in(tiny_config(mixer).model, VOCABULARY)
     with torch.autocast("cpu", torch.bfloat16):
         _, carried = model.stream(random_tokens(2, 8))  # type: ignore[union-attr]
-    assert all(isinstance(s, Tensor) and s.dtype == torch.float32 for s in carried.states)
+    states = [s if isinstance(s, tuple) else (s,) for s in carried.states]
+    parts = [part for state in states for part in state]
+    assert all(isinstance(part, Tensor) and part.dtype == torch.float32 for part in parts)

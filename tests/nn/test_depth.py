@@ -315,7 +315,7 @@ def test_layers_that_nobody_reaches_have_a_routing_of_zeros() -> None:
 
 
 # torch's attention itself multiplies a later NaN by a weight of 0, so it is no case for this.
-@pytest.mark.parametrize("mixer", ["bk", "linear_recurrence"])
+@pytest.mark.parametrize("mixer", ["bk", "linear_recurrence", "mamba"])
 def test_a_nan_does_not_reach_tokens_that_stopped_before_it(mixer: str) -> None:
     """Behind a row's running tokens lie stopped ones as padding, which a mixer fills with NaN."""
     model = tiny_model(mixer, depth="act")

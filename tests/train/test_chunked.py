@@ -36,7 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "own exit": {"depth": "exit", "exit_heads": "own", "exit_rule": "entropy"},
     "sparse": {"sparsity": "learned", "sparsity_lambda": 0.2},
 }
-MIXERS = ("bk", "linear_recurrence")
+MIXERS = ("bk", "linear_recurrence", "mamba")
 
 
 def model_of(kind: str, mixer: str) -> LanguageModel:

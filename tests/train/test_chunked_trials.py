@@ -19,7 +19,7 @@ def events_of(config: TrialConfig) -> list[Any]:
     return list(run(config, None))
 
 
-@pytest.mark.parametrize("mixer", ["bk", "linear_recurrence"])
+@pytest.mark.parametrize("mixer", ["bk", "linear_recurrence", "mamba"])
 def test_a_trial_in_chunks_is_the_trial(mixer: str, text: Path) -> None:
     knobs = {"depth": "act", "train.steps": 4, "train.precision": "float64", "n_seq": 24}
     whole = events_of(short_config(text, mixer, **knobs))

@@ -141,7 +141,7 @@ def test_a_recall_task_shows_its_benefit_at_its_distance() -> None:
     assert [one.distance for one in found.benefits] == [1, 2, 4, 8, 16, 32]
 
 
-@pytest.mark.parametrize("mixer", ["bk", "linear_recurrence", "attention"])
+@pytest.mark.parametrize("mixer", ["bk", "linear_recurrence", "mamba", "attention"])
 def test_rows_in_chunks_say_the_same(mixer: str) -> None:
     model = tiny_model(mixer, n_seq=64)
     whole = benefit_of(model, *windows())

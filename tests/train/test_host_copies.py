@@ -41,7 +41,7 @@ def a_run(text: Path, mixer: str = "linear_recurrence", **knobs: Any) -> Run:
     return run
 
 
-@pytest.mark.parametrize("mixer", ["bk", "attention", "linear_recurrence"])
+@pytest.mark.parametrize("mixer", ["bk", "attention", "linear_recurrence", "mamba"])
 @pytest.mark.parametrize(
     "knobs",
     [

@@ -63,6 +63,7 @@ SMALL = {
 }
 CLIMBING = {"ladder.lengths": "4,16"}
 BK = {"model.mixer": "bk", "model.n_heads": 4, "model.n_values": 2}
+MAMBA = {"model.mixer": "mamba"}
 ATTENTION = {"model.mixer": "attention", "model.n_heads": 2}
 EXPERTS = {"model.n_experts": 4}
 SCATTERING = {**BK, **EXPERTS, "model.router": "scattering"}
@@ -130,6 +131,8 @@ KNOBS = [
     Knob("model.n_values", 0, n_params, BK),
     Knob("model.energies", "zero", first_losses, BK),
     Knob("model.semiseparable_rank", 2, n_params, BK),
+    Knob("model.d_state", 4, n_params, MAMBA),
+    Knob("model.expand", 1, n_params, MAMBA),
     Knob("model.d_hidden", 32, n_params),
     Knob("model.dropout", 0.5, first_losses),
     Knob("model.n_experts", 2, n_params),

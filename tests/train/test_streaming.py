@@ -32,7 +32,7 @@ def model_of(kind: str, mixer: str, dtype: torch.dtype = torch.float64) -> Langu
     return model
 
 
-@pytest.mark.parametrize("mixer", ["bk", "linear_recurrence", "attention"])
+@pytest.mark.parametrize("mixer", ["bk", "linear_recurrence", "mamba", "attention"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_chunk_changes_no_loss(kind: str, mixer: str) -> None:
     model = model_of(kind, mixer)
@@ -54,7 +54,7 @@ def test_in_float32_the_chunk_changes_the_loss_by_rounding(kind: str) -> None:
         assert abs(stream_loss(model, TEXT, 150, chunk=chunk).loss_nats - whole) <= allowed
 
 
-@pytest.mark.parametrize("mixer", ["bk", "linear_recurrence"])
+@pytest.mark.parametrize("mixer", ["bk", "linear_recurrence", "mamba"])
 def test_it_is_the_loss_of_one_pass_over_the_whole_row(mixer: str) -> None:
     model = model_of("dense", mixer)
     tokens = torch.from_numpy(TEXT.astype(np.int64))[None]

@@ -1,0 +1,165 @@
+"""The selective scan and its reverse in numba, a task at a time.
+
+Shapes: B rows, N sites, D channels, S states per channel, M blocks of sites, G groups of channels,
+W lanes (neighbouring channels). A task is a row and a group of channels. It sweeps block by block
+of sites, and in a block lanes by lanes, so that rows of memory are read whole and what belongs to
+W channels stays in the first cache. Only the last axis of an array must be dense, and W divide D.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from bkray.ops.lanes import exp2, load, spread, store, take_ticket, total, zero
+from bkray.ops.tasks import lanewise
+
+BLOCK_SITES = 32
+
+
+@lanewise
+def _task(number: int, G: int, D: int, W: int) -> tuple[int, int, int, int]:
+    """Row, group, first channel and the one behind the last one of a task."""
+    row, group = divmod(number, G)
+    n_lanes = D // W
+    return row, group, n_lanes * group // G * W, n_lanes * (group + 1) // G * W
+
+
+def forward_tasks(
+    ticket: Any, G: int, width: Any, x: Any, dt: Any, rate: Any, into: Any, out: Any, skip: Any,
+    state: Any, y: Any, borders: Any, last: Any,
+) -> None:  # fmt: skip
+    """Fill ``y`` (B, N, D), ``borders`` (B, M, S, D), the states in front of each block, and
+    ``last`` (B, S, D), from ``state``; ``rate`` (S, D) is in powers of two per unit of ``dt``.
+    """
+    B, N, D = x.shape
+    S, W = len(rate), len(width)
+    h, rates = np.empty((S, W), x.dtype), np.empty((S, W), x.dtype)
+    number = take_ticket(ticket)
+    while number < B * G:
+        row, _, head, tail = _task(number, G, D, W)
+        last[row, :, head:tail] = state[row, :, head:tail]
+        for first in range(0, N, BLOCK_SITES):
+            stop = min(first + BLOCK_SITES, N)
+            for channel in range(head, tail, W):
+                for s in range(S):
+                    store(rates, (s, 0), load(rate, (s, channel), width), None)
+                    before = load(last, (row, s, channel), width)
+                    store(h, (s, 0), before, None)
+                    store(borders, (row, first // BLOCK_SITES, s, channel), before, None)
+                skip_W = load(skip, (channel,), width)
+                for t in range(first, stop):
+                    x_W = load(x, (row, t, channel), width)
+                    dt_W = load(dt, (row, t, channel), width)
+                    put_W, y_W = dt_W * x_W, skip_W * x_W
+                    for s in range(S):
+                        decay_W = exp2(dt_W * load(rates, (s, 0), width))
+                        h_W = decay_W * load(h, (s, 0), width)
+                        h_W = h_W + put_W * spread(into, (row, t, s), width)
+                        store(h, (s, 0), h_W, None)
+                        y_W = y_W + h_W * spread(out, (row, t, s), width)
+                    store(y, (row, t, channel), y_W, None)
+                for s in range(S):
+                    store(last, (row, s, channel), load(h, (s, 0), width), None)
+        number = take_ticket(ticket)
+
+
+def backward_tasks(
+    ticket: Any, G: int, width: Any, x: Any, dt: Any, rate: Any, into: Any, out: Any, skip: Any,
+    borders: Any, dy: Any, dstate: Any, log2: Any, dx: Any, ddt: Any, drate: Any, dinto: Any,
+    dout: Any, dskip: Any,
+) -> None:  # fmt: skip
+    """Fill the gradients from that of ``y`` and, in ``dstate`` (B, S, D), that of ``last``.
+
+    ``dstate`` ends as the gradient of ``state``. ``drate`` (B, S, D) and ``dskip`` (B, D), in
+    float64 and 0 before, are parts by rows, ``dinto`` and ``dout`` (G, B, N, S) by groups.
+    ``log2`` (1,) is the natural logarithm of 2.
+    """
+    B, N, D = x.shape
+    S, W = len(rate), len(width)
+    h = np.empty((BLOCK_SITES + 1, S, W), x.dtype)
+    decay = np.empty((BLOCK_SITES, S, W), x.dtype)
+    sums = np.empty((2, BLOCK_SITES, S, W), x.dtype)
+    pull, rates, rate_sums = (
+        np.empty((S, W), x.dtype), np.empty((S, W), x.dtype), np.empty((S, W), x.dtype)
+    )  # fmt: skip
+    skip_sums = np.empty((1, W), x.dtype)
+    number = take_ticket(ticket)
+    while number < B * G:
+        row, group, head, tail = _task(number, G, D, W)
+        for block in range((N - 1) // BLOCK_SITES, -1, -1):
+            first = block * BLOCK_SITES
+            stop = min(first + BLOCK_SITES, N)
+            sums[:] = 0
+            for channel in range(head, tail, W):
+                for s in range(S):
+                    store(rates, (s, 0), load(rate, (s, channel), width), None)
+                    store(h, (0, s, 0), load(borders, (row, block, s, channel), width), None)
+                    store(pull, (s, 0), load(dstate, (row, s, channel), width), None)
+                _again(x, dt, into, rates, h, decay, row, first, stop, channel, width)
+                rate_sums[:] = 0
+                _back(
+                    x, dt, into, out, skip, dy, log2, rates, h, decay, pull, sums, rate_sums,
+                    skip_sums, dx, ddt, row, first, stop, channel, width,
+                )  # fmt: skip
+                for s in range(S):
+                    store(dstate, (row, s, channel), load(pull, (s, 0), width), None)
+                dskip[row, channel : channel + W] += skip_sums[0]
+                for s in range(S):
+                    drate[row, s, channel : channel + W] += rate_sums[s]
+            for t in range(first, stop):
+                for s in range(S):
+                    dinto[group, row, t, s] = total(load(sums, (0, t - first, s, 0), width))
+                    dout[group, row, t, s] = total(load(sums, (1, t - first, s, 0), width))
+        number = take_ticket(ticket)
+
+
+@lanewise
+def _again(
+    x: Any, dt: Any, into: Any, rates: Any, h: Any, decay: Any, row: int, first: int, stop: int,
+    channel: int, width: Any,
+) -> None:  # fmt: skip
+    """Compute the decays and states of a block once more, from the state in front of it."""
+    for t in range(first, stop):
+        dt_W = load(dt, (row, t, channel), width)
+        put_W = dt_W * load(x, (row, t, channel), width)
+        for s in range(len(rates)):
+            decay_W = exp2(dt_W * load(rates, (s, 0), width))
+            store(decay, (t - first, s, 0), decay_W, None)
+            h_W = decay_W * load(h, (t - first, s, 0), width)
+            h_W = h_W + put_W * spread(into, (row, t, s), width)
+            store(h, (t - first + 1, s, 0), h_W, None)
+
+
+@lanewise
+def _back(
+    x: Any, dt: Any, into: Any, out: Any, skip: Any, dy: Any, log2: Any, rates: Any, h: Any,
+    decay: Any, pull: Any, sums: Any, rate_sums: Any, skip_sums: Any, dx: Any, ddt: Any, row: int,
+    first: int, stop: int, channel: int, width: Any,
+) -> None:  # fmt: skip
+    """``dh = C dy`` and what the later site pulls; it pulls on the earlier one with ``a dh``."""
+    skip_W, log2_W = load(skip, (channel,), width), spread(log2, (0,), width)
+    skip_sum_W = zero(x, width)
+    for t in range(stop - 1, first - 1, -1):
+        i = t - first
+        x_W = load(x, (row, t, channel), width)
+        dt_W = load(dt, (row, t, channel), width)
+        dy_W = load(dy, (row, t, channel), width)
+        put_W = dt_W * x_W
+        dput_W, dpower_W = zero(x, width), zero(x, width)
+        for s in range(len(rates)):
+            dh_W = load(pull, (s, 0), width) + dy_W * spread(out, (row, t, s), width)
+            into_sum_W = load(sums, (0, i, s, 0), width) + dh_W * put_W
+            out_sum_W = load(sums, (1, i, s, 0), width) + dy_W * load(h, (i + 1, s, 0), width)
+            store(sums, (0, i, s, 0), into_sum_W, None)
+            store(sums, (1, i, s, 0), out_sum_W, None)
+            dput_W = dput_W + dh_W * spread(into, (row, t, s), width)
+            dh_W = dh_W * load(decay, (i, s, 0), width)
+            store(pull, (s, 0), dh_W, None)
+            dexponent_W = dh_W * load(h, (i, s, 0), width)
+            dpower_W = dpower_W + dexponent_W * load(rates, (s, 0), width)
+            rate_sum_W = load(rate_sums, (s, 0), width) + dexponent_W * dt_W
+            store(rate_sums, (s, 0), rate_sum_W, None)
+        store(dx, (row, t, channel), dput_W * dt_W + dy_W * skip_W, None)
+        store(ddt, (row, t, channel), dput_W * x_W + dpower_W * log2_W, None)
+        skip_sum_W = skip_sum_W + dy_W * x_W
+    store(skip_sums, (0, 0), skip_sum_W, None)
