@@ -37,6 +37,7 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.scan
+	$(BIN)/python -m benchmarks.mamba
 	$(BIN)/python -m benchmarks.act
 	$(BIN)/python -m benchmarks.recording
 	$(BIN)/python -m benchmarks.quality

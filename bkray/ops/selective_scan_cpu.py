@@ -8,13 +8,10 @@ import math
 import torch
 from numba import types
 from torch import Tensor
-from torch.nn.functional import pad
 
 from bkray.ops.selective_scan_kernels import BLOCK_SITES, backward_tasks, forward_tasks
-from bkray.ops.tasks import run_tasks, width_of
+from bkray.ops.tasks import lane_width, run_tasks, shares, whole_lanes, width_of
 
-LANE_BYTES = 64
-"""Lanes of a task: one register of the widest kind, so that a block's states fit the cache."""
 SERIAL_EXPONENTIALS = 1 << 17
 """Below this a second thread costs more than it saves (waking it takes tens of microseconds)."""
 
@@ -30,11 +27,11 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return ``y``, the last state and the states in front of each block, (B, M, S, D)."""
     B, N, D = x_BND.shape
-    x, dt, rate, skip, state = _whole_lanes(x_BND, dt_BND, _in_twos(rate_SD), skip_D, state_BSD)
+    x, dt, rate, skip, state = whole_lanes(x_BND, dt_BND, _in_twos(rate_SD), skip_D, state_BSD)
     y, last = x.new_empty(x.shape), x.new_empty(state.shape)
     borders = x.new_empty(B, -(-N // BLOCK_SITES), *rate.shape)
-    G, n_threads = _shared(x, rate)
-    plan = ((types.int64, G), width_of(_width(x)))
+    G, n_threads = shares(x, x.numel() * len(rate) > SERIAL_EXPONENTIALS)
+    plan = ((types.int64, G), width_of(lane_width(x)))
     tensors = (x, dt, rate, into_BNS, out_BNS, skip, state, y, borders, last)
     run_tasks(forward_tasks, plan, tensors, n_threads)
     return y[..., :D], last[..., :D], borders
@@ -53,15 +50,15 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Return the gradients of the inputs of ``forward``; states are computed once more."""
     B, _, D = x_BND.shape
-    x, dt, rate, skip, dy = _whole_lanes(x_BND, dt_BND, _in_twos(rate_SD), skip_D, dy_BND)
-    dstate = _whole_lanes(dlast_BSD)[0].clone(memory_format=torch.contiguous_format)
+    x, dt, rate, skip, dy = whole_lanes(x_BND, dt_BND, _in_twos(rate_SD), skip_D, dy_BND)
+    dstate = whole_lanes(dlast_BSD)[0].clone(memory_format=torch.contiguous_format)
     dx, ddt = x.new_empty(x.shape), x.new_empty(x.shape)
     drate = torch.zeros(B, *rate.shape, dtype=torch.float64)
     dskip = torch.zeros(B, len(skip), dtype=torch.float64)
-    G, n_threads = _shared(x, rate)
+    G, n_threads = shares(x, x.numel() * len(rate) > SERIAL_EXPONENTIALS)
     dinto, dout = (x.new_empty(G, *into_BNS.shape) for _ in range(2))
     log2 = x.new_tensor([math.log(2)])
-    plan = ((types.int64, G), width_of(_width(x)))
+    plan = ((types.int64, G), width_of(lane_width(x)))
     inputs = (x, dt, rate, into_BNS, out_BNS, skip, borders_BMSD, dy, dstate, log2)
     run_tasks(backward_tasks, plan, (*inputs, dx, ddt, drate, dinto, dout, dskip), n_threads)
     of_channels = (drate.sum(0).to(x.dtype)[:, :D], dskip.sum(0).to(x.dtype)[:D])
@@ -72,22 +69,3 @@ def backward(
 def _in_twos(rate_SD: Tensor) -> Tensor:
     """Return rates as powers of two: those are cheaper than powers of e."""
     return rate_SD / math.log(2)
-
-
-def _width(x: Tensor) -> int:
-    return LANE_BYTES // x.element_size()
-
-
-def _whole_lanes(*tensors: Tensor) -> list[Tensor]:
-    """Return tensors with idle channels behind their own, up to a whole number of lanes."""
-    missing = -tensors[0].shape[-1] % _width(tensors[0])
-    return [pad(t, (0, missing)) if missing else t for t in tensors]
-
-
-def _shared(x_BND: Tensor, rate_SD: Tensor) -> tuple[int, int]:
-    """Return groups of channels and threads: each thread is to have as many tasks."""
-    B, _, D = x_BND.shape
-    n_threads = torch.get_num_threads()
-    if x_BND.numel() * len(rate_SD) <= SERIAL_EXPONENTIALS:
-        n_threads = 1
-    return min(n_threads // math.gcd(B, n_threads), D // _width(x_BND)), n_threads

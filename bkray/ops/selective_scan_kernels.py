@@ -11,17 +11,9 @@ from typing import Any
 import numpy as np
 
 from bkray.ops.lanes import exp2, load, spread, store, take_ticket, total, zero
-from bkray.ops.tasks import lanewise
+from bkray.ops.tasks import channels_of, lanewise
 
 BLOCK_SITES = 32
-
-
-@lanewise
-def _task(number: int, G: int, D: int, W: int) -> tuple[int, int, int, int]:
-    """Row, group, first channel and the one behind the last one of a task."""
-    row, group = divmod(number, G)
-    n_lanes = D // W
-    return row, group, n_lanes * group // G * W, n_lanes * (group + 1) // G * W
 
 
 def forward_tasks(
@@ -36,7 +28,7 @@ def forward_tasks(
     h, rates = np.empty((S, W), x.dtype), np.empty((S, W), x.dtype)
     number = take_ticket(ticket)
     while number < B * G:
-        row, _, head, tail = _task(number, G, D, W)
+        row, _, head, tail = channels_of(number, G, D, W)
         last[row, :, head:tail] = state[row, :, head:tail]
         for first in range(0, N, BLOCK_SITES):
             stop = min(first + BLOCK_SITES, N)
@@ -85,7 +77,7 @@ def backward_tasks(
     skip_sums = np.empty((1, W), x.dtype)
     number = take_ticket(ticket)
     while number < B * G:
-        row, group, head, tail = _task(number, G, D, W)
+        row, group, head, tail = channels_of(number, G, D, W)
         for block in range((N - 1) // BLOCK_SITES, -1, -1):
             first = block * BLOCK_SITES
             stop = min(first + BLOCK_SITES, N)
