@@ -90,9 +90,11 @@ def _backward_tasks(
                         dx_W = load(dx, (row, t + k, channel), width) + weight_W * dy_W
                         store(dx, (row, t + k, channel), dx_W, None)
                     store(part, (0, 0), sum_W, None)
-                    sums[row, k, channel : channel + W] += part[0]
+                    for lane in range(W):
+                        sums[row, k, channel + lane] += part[0, lane]
                 for t in range(first, stop):
                     bias_W = bias_W + load(dy, (row, t, channel), width)
                 store(part, (0, 0), bias_W, None)
-                sums[row, K, channel : channel + W] += part[0]
+                for lane in range(W):
+                    sums[row, K, channel + lane] += part[0, lane]
         number = take_ticket(ticket)

@@ -29,7 +29,9 @@ def forward_tasks(
     number = take_ticket(ticket)
     while number < B * G:
         row, _, head, tail = channels_of(number, G, D, W)
-        last[row, :, head:tail] = state[row, :, head:tail]
+        for channel in range(head, tail, W):
+            for s in range(S):
+                store(last, (row, s, channel), load(state, (row, s, channel), width), None)
         for first in range(0, N, BLOCK_SITES):
             stop = min(first + BLOCK_SITES, N)
             for channel in range(head, tail, W):
@@ -86,18 +88,20 @@ def backward_tasks(
                 for s in range(S):
                     store(rates, (s, 0), load(rate, (s, channel), width), None)
                     store(h, (0, s, 0), load(borders, (row, block, s, channel), width), None)
+                    store(rate_sums, (s, 0), zero(x, width), None)
                     store(pull, (s, 0), load(dstate, (row, s, channel), width), None)
                 _again(x, dt, into, rates, h, decay, row, first, stop, channel, width)
-                rate_sums[:] = 0
                 _back(
                     x, dt, into, out, skip, dy, log2, rates, h, decay, pull, sums, rate_sums,
                     skip_sums, dx, ddt, row, first, stop, channel, width,
                 )  # fmt: skip
                 for s in range(S):
                     store(dstate, (row, s, channel), load(pull, (s, 0), width), None)
-                dskip[row, channel : channel + W] += skip_sums[0]
+                for lane in range(W):
+                    dskip[row, channel + lane] += skip_sums[0, lane]
                 for s in range(S):
-                    drate[row, s, channel : channel + W] += rate_sums[s]
+                    for lane in range(W):
+                        drate[row, s, channel + lane] += rate_sums[s, lane]
             for t in range(first, stop):
                 for s in range(S):
                     dinto[group, row, t, s] = total(load(sums, (0, t - first, s, 0), width))
