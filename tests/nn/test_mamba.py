@@ -6,10 +6,8 @@ from tiny import tiny_config
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from bkray.config import OptimizerConfig
 from bkray.nn.build import mixer
 from bkray.nn.mamba import CONV_SITES, STEPS, MambaMixer
-from bkray.train.optim import adamw
 
 WIDTH, STATES = 32, 5
 
@@ -42,14 +40,6 @@ def test_the_config_sets_the_states_and_the_inner_width() -> None:
     made = mixer(tiny_config("mamba", **{"model.d_state": 7, "model.expand": 3}).model)
     assert isinstance(made, MambaMixer)
     assert (made.d_state, made.d_inner, made.rank) == (7, 48, 1)
-
-
-def test_rates_do_not_decay() -> None:
-    made = mamba()
-    groups = adamw(made, OptimizerConfig(weight_decay=1.0)).param_groups
-    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
-    assert decays[id(made.log_rate)] == decays[id(made.skip)] == 0
-    assert decays[id(made.into.weight)] == 1
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ def test_matrices_decay_and_nothing_else(mixer: str) -> None:
     model = the_largest(mixer)
     for name, group in groups_by_name(model).items():
         kept = (
-            name.endswith((".bias", "energy", "raw_eta"))
+            name.endswith((".bias", "_bias", "energy", "raw_eta", "log_rate", "skip"))
             or "norm" in name
             or name.startswith(("embedding.", "positions."))
         )
