@@ -18,10 +18,12 @@ BLOCK_SITES = 32
 
 def forward_tasks(
     ticket: Any, G: int, width: Any, x: Any, dt: Any, rate: Any, into: Any, out: Any, skip: Any,
-    state: Any, y: Any, borders: Any, last: Any,
+    state: Any, y: Any, borders: Any,
 ) -> None:  # fmt: skip
-    """Fill ``y`` (B, N, D), ``borders`` (B, M, S, D), the states in front of each block, and
-    ``last`` (B, S, D), from ``state``; ``rate`` (S, D) is in powers of two per unit of ``dt``.
+    """Fill ``y`` (B, N, D) and ``borders`` (B, M, S, D), the states in front of each block.
+
+    ``state`` (B, S, D) ends as the last one; ``rate`` (S, D) is in powers of two per unit of
+    ``dt``.
     """
     B, N, D = x.shape
     S, W = len(rate), len(width)
@@ -29,15 +31,12 @@ def forward_tasks(
     number = take_ticket(ticket)
     while number < B * G:
         row, _, head, tail = channels_of(number, G, D, W)
-        for channel in range(head, tail, W):
-            for s in range(S):
-                store(last, (row, s, channel), load(state, (row, s, channel), width), None)
         for first in range(0, N, BLOCK_SITES):
             stop = min(first + BLOCK_SITES, N)
             for channel in range(head, tail, W):
                 for s in range(S):
                     store(rates, (s, 0), load(rate, (s, channel), width), None)
-                    before = load(last, (row, s, channel), width)
+                    before = load(state, (row, s, channel), width)
                     store(h, (s, 0), before, None)
                     store(borders, (row, first // BLOCK_SITES, s, channel), before, None)
                 skip_W = load(skip, (channel,), width)
@@ -53,43 +52,39 @@ def forward_tasks(
                         y_W = y_W + h_W * spread(out, (row, t, s), width)
                     store(y, (row, t, channel), y_W, None)
                 for s in range(S):
-                    store(last, (row, s, channel), load(h, (s, 0), width), None)
+                    store(state, (row, s, channel), load(h, (s, 0), width), None)
         number = take_ticket(ticket)
 
 
 def backward_tasks(
     ticket: Any, G: int, width: Any, x: Any, dt: Any, rate: Any, into: Any, out: Any, skip: Any,
-    borders: Any, dy: Any, dstate: Any, log2: Any, dx: Any, ddt: Any, drate: Any, dinto: Any,
-    dout: Any, dskip: Any,
+    borders: Any, dy: Any, dstate: Any, log2: Any, dx: Any, ddt: Any, drate: Any, dskip: Any,
+    dinto: Any, dout: Any,
 ) -> None:  # fmt: skip
     """Fill the gradients from that of ``y`` and, in ``dstate`` (B, S, D), that of ``last``.
 
-    ``dstate`` ends as the gradient of ``state``. ``drate`` (B, S, D) and ``dskip`` (B, D), in
-    float64 and 0 before, are parts by rows, ``dinto`` and ``dout`` (G, B, N, S) by groups.
-    ``log2`` (1,) is the natural logarithm of 2.
+    ``dstate`` ends as the gradient of the first states. ``drate`` (B, S, D) and ``dskip`` (B, 1,
+    D), in float64 and 0 before, are parts by rows, ``dinto`` and ``dout`` (G, B, N, S) by groups;
+    ``log2`` (1,) is ln 2.
     """
     B, N, D = x.shape
     S, W = len(rate), len(width)
     h = np.empty((BLOCK_SITES + 1, S, W), x.dtype)
     decay = np.empty((BLOCK_SITES, S, W), x.dtype)
     sums = np.empty((2, BLOCK_SITES, S, W), x.dtype)
-    pull, rates, rate_sums = (
-        np.empty((S, W), x.dtype), np.empty((S, W), x.dtype), np.empty((S, W), x.dtype)
-    )  # fmt: skip
-    skip_sums = np.empty((1, W), x.dtype)
+    pull, rates = np.empty((S, W), x.dtype), np.empty((S, W), x.dtype)
+    rate_sums, skip_sums = np.empty((S, W), x.dtype), np.empty((1, W), x.dtype)
     number = take_ticket(ticket)
     while number < B * G:
         row, group, head, tail = channels_of(number, G, D, W)
         for block in range((N - 1) // BLOCK_SITES, -1, -1):
-            first = block * BLOCK_SITES
-            stop = min(first + BLOCK_SITES, N)
+            first, stop = block * BLOCK_SITES, min((block + 1) * BLOCK_SITES, N)
             sums[:] = 0
             for channel in range(head, tail, W):
-                for s in range(S):
-                    store(rates, (s, 0), load(rate, (s, channel), width), None)
-                    store(h, (0, s, 0), load(borders, (row, block, s, channel), width), None)
-                    store(rate_sums, (s, 0), zero(x, width), None)
-                    store(pull, (s, 0), load(dstate, (row, s, channel), width), None)
+                _fetch(rate, channel, rates, width)
+                _fetch(borders[row, block], channel, h[0], width)
+                _fetch(dstate[row], channel, pull, width)
+                rate_sums[:] = 0
                 _again(x, dt, into, rates, h, decay, row, first, stop, channel, width)
                 _back(
                     x, dt, into, out, skip, dy, log2, rates, h, decay, pull, sums, rate_sums,
@@ -97,16 +92,31 @@ def backward_tasks(
                 )  # fmt: skip
                 for s in range(S):
                     store(dstate, (row, s, channel), load(pull, (s, 0), width), None)
-                for lane in range(W):
-                    dskip[row, channel + lane] += skip_sums[0, lane]
-                for s in range(S):
-                    for lane in range(W):
-                        drate[row, s, channel + lane] += rate_sums[s, lane]
-            for t in range(first, stop):
-                for s in range(S):
-                    dinto[group, row, t, s] = total(load(sums, (0, t - first, s, 0), width))
-                    dout[group, row, t, s] = total(load(sums, (1, t - first, s, 0), width))
+                _add(rate_sums, drate[row], channel, width)
+                _add(skip_sums, dskip[row], channel, width)
+            _total(sums[0], dinto[group, row, first:stop], width)
+            _total(sums[1], dout[group, row, first:stop], width)
         number = take_ticket(ticket)
+
+
+@lanewise
+def _fetch(whole: Any, channel: int, part: Any, width: Any) -> None:
+    for s in range(len(whole)):
+        store(part, (s, 0), load(whole, (s, channel), width), None)
+
+
+@lanewise
+def _add(part: Any, sums: Any, channel: int, width: Any) -> None:
+    for s in range(len(part)):
+        for lane in range(len(width)):
+            sums[s, channel + lane] += part[s, lane]
+
+
+@lanewise
+def _total(part: Any, sums: Any, width: Any) -> None:
+    for i in range(len(sums)):
+        for s in range(sums.shape[1]):
+            sums[i, s] = total(load(part, (i, s, 0), width))
 
 
 @lanewise

@@ -43,18 +43,23 @@ def backward(
     dlast_BSD: Tensor,
 ) -> tuple[Tensor, ...]:
     """Return the gradients of the inputs of ``forward``: autograd, from the last block on."""
-    dstate, of_blocks = dlast_BSD, []
-    drate, dskip = torch.zeros_like(rate_SD), torch.zeros_like(skip_D)
-    sites = (torch.split(t, BLOCK_SITES, 1) for t in (x_BND, dt_BND, into_BNS, out_BNS, dy_BND))
-    blocks = list(zip(*sites, borders_BMSD.unbind(1), strict=True))
-    for x, dt, into, out, dy, state in reversed(blocks):
-        leaves = [t.detach().requires_grad_() for t in (x, dt, rate_SD, into, out, skip_D, state)]
+    of_sites = (x_BND, dt_BND, into_BNS, out_BNS)
+    # Made at once: pieces kept between large ones that are freed would hold on to their memory.
+    grad_of_sites = [torch.empty_like(t) for t in of_sites]
+    blocks = list(zip(*(torch.split(t, BLOCK_SITES, 1) for t in (*of_sites, dy_BND)), strict=True))
+    places = list(zip(*(torch.split(t, BLOCK_SITES, 1) for t in grad_of_sites), strict=True))
+    dstate, drate, dskip = dlast_BSD, torch.zeros_like(rate_SD), torch.zeros_like(skip_D)
+    for i in reversed(range(len(blocks))):
+        x, dt, into, out, dy = blocks[i]
+        inputs = (x, dt, rate_SD, into, out, skip_D, borders_BMSD[:, i])
+        leaves = [t.detach().requires_grad_() for t in inputs]
         with torch.enable_grad():
             y_and_last = _block(*leaves)
         grads = torch.autograd.grad(y_and_last, leaves, (dy, dstate))
-        of_blocks.append((grads[0], grads[1], grads[3], grads[4]))
+        for place, part in zip(places[i], (grads[0], grads[1], grads[3], grads[4]), strict=True):
+            place.copy_(part)
         drate, dskip, dstate = drate + grads[2], dskip + grads[5], grads[6]
-    dx, ddt, dinto, dout = (torch.cat(part[::-1], 1) for part in zip(*of_blocks, strict=True))
+    dx, ddt, dinto, dout = grad_of_sites
     return dx, ddt, drate, dinto, dout, dskip, dstate
 
 
@@ -73,4 +78,5 @@ def _block(
     h_BTSD = doubling(decay_BTSD, put_BTSD, state_BSD)
     with torch.autocast(x_BTD.device.type, enabled=False):  # would read in bf16
         read_BTD = (out_BTS[:, :, None] @ h_BTSD)[:, :, 0]
-    return read_BTD + skip_D * x_BTD, h_BTSD[:, -1]
+    # A copy: a view would keep the states of all blocks in memory.
+    return read_BTD + skip_D * x_BTD, h_BTSD[:, -1].clone()
