@@ -20,7 +20,7 @@ from bkray.report.rung_rows import (
 )
 from bkray.report.trends import Trend
 from bkray.rungs import DISTANCES, reach
-from bkray.stats import holm, sign_flip_p
+from bkray.stats import holm, least_pairs, sign_flip_p
 
 FILE = "long_context_results.json"
 
@@ -215,7 +215,7 @@ def _transfer(tried: Sequence[Line], rate: float, longest: int | None) -> Transf
         learning_rate=rate,
         neighbours=tuple(neighbours),
         n_seeds=n_seeds,
-        n_seeds_needed=math.ceil(math.log2(2 * len(rivals) / _ALPHA)),
+        n_seeds_needed=least_pairs(len(rivals), _ALPHA),
         verdict=verdict,
         diverged=fell,
     )

@@ -66,12 +66,13 @@ def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> Interval
     return Interval(mean, float(means[n_cut]), float(means[-1 - n_cut]), n)
 
 
-def sign_flip_p(differences: Sequence[float]) -> float:
-    """Return the two-sided p-value of the sign-flip permutation test that the mean is 0.
+def sign_flip_p(differences: Sequence[float], *, one_sided: bool = False) -> float:
+    """Return the p-value of the sign-flip permutation test that the mean is 0.
 
     It is the share of choices of signs under which the mean of the differences is at least as far
-    from 0 as it is: exact for n <= 16, of 65,536 drawn choices above. The least that n differences
-    can say is ``2 / 2**n``: fewer than 6 never come below 0.05.
+    from 0 as it is, or with ``one_sided`` at least as great: exact for n <= 16, of 65,536 drawn
+    choices above. The least that n differences can say is ``2 / 2**n``, one-sided half of it:
+    fewer than 6 never come below 0.05.
 
     Args:
         differences: of pairs, finite, at least one.
@@ -86,9 +87,17 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     values = np.asarray(differences, dtype=np.float64)
     n = len(values)
     parts = np.array_split(_signs(n), 16)  # as floats they are eight times as large
-    sums = np.abs(np.concatenate([part @ values for part in parts]))
+    sums, seen = np.concatenate([part @ values for part in parts]), values.sum()
+    if not one_sided:
+        sums, seen = np.abs(sums), abs(seen)
     rounding = 1e-12 * float(np.abs(values).sum())
-    return float((sums >= abs(values.sum()) - rounding).mean())
+    return float((sums >= seen - rounding).mean())
+
+
+def least_pairs(n_tests: int, alpha: float) -> int:
+    """Return from how many pairs on a two-sided sign-flip test, one of so many after Holm, can
+    come out below the level at all."""
+    return math.ceil(math.log2(2 * n_tests / alpha))
 
 
 def holm(ps: Sequence[float], alpha: float) -> list[bool]:
@@ -98,12 +107,16 @@ def holm(ps: Sequence[float], alpha: float) -> list[bool]:
 
     Source: Holm 1979, Scand. J. Statist. 6(2), 65-70.
     """
-    below = [False] * len(ps)
+    return [p <= alpha for p in holm_adjusted(ps)]
+
+
+def holm_adjusted(ps: Sequence[float]) -> list[float]:
+    """Return for each p-value of a family the least level at which ``holm`` lets it through."""
+    adjusted, so_far = [1.0] * len(ps), 0.0
     for turn, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
-        if ps[place] * (len(ps) - turn) > alpha:
-            break
-        below[place] = True
-    return below
+        so_far = max(so_far, min(1.0, ps[place] * (len(ps) - turn)))
+        adjusted[place] = so_far
+    return adjusted
 
 
 @lru_cache(maxsize=1)  # tests come in families over equally many differences
