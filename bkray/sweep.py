@@ -31,7 +31,10 @@ Space = Callable[[Trial], Overrides]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """A rival that every sweep trains beside its searched trials."""
+    """A rival that every sweep trains beside its searched trials.
+
+    One whose overrides set a ``seed``, outside of those that the sweep counts up, is one trial.
+    """
 
     name: str
     overrides: Overrides
@@ -47,9 +50,11 @@ class Objective:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """How far a sweep goes: searched trials, and overrides that lie over those of the sweep."""
+    """How far a sweep goes: searched trials, trials per configuration, and overrides that lie over
+    those of the sweep."""
 
     trials: int
+    seeds: int = 1
     overrides: Overrides = field(default_factory=dict)
     sampler: str | None = None
 

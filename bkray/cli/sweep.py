@@ -51,7 +51,9 @@ def sweep(
     address: Annotated[str | None, typer.Option(help="A running Ray cluster: auto|HOST.")] = None,
     out: Annotated[Path | None, typer.Option(help="A new folder for the sweep.")] = None,
     runs: Runs = Path("runs"),
-    seeds: Annotated[int, typer.Option(min=1, help="Trials per configuration, rivals too.")] = 1,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Trials per configuration, rivals too.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the sampler.")] = 0,
     time_budget: Annotated[str | None, typer.Option(help="Such as 90s, 30m or 2h.")] = None,
     dry_run: Annotated[
@@ -90,8 +92,9 @@ def sweep(
         frontier=frontier,
     )
     if dry_run:
-        _resolved(value, options)
-        print_plan([proposal.overrides for proposal in planned(value, options)], seeds, as_json)
+        search = _resolved(value, options)
+        plans = [proposal.overrides for proposal in planned(value, options)]
+        print_plan(plans, search.seeds, as_json)
         return 0
     if out is not None:
         return run(value, options, as_json)
@@ -121,7 +124,7 @@ def run(value: Sweep, options: "SweepOptions", as_json: bool, *, resume: bool = 
     git = git_state()
     n_done = n_ended(options.out)
     if not as_json:
-        of_seeds = times_seeds(search.n_configurations, options.seeds)
+        of_seeds = times_seeds(search.n_configurations, search.seeds)
         done = f", {n_done} of them done" if resume else ""
         what = f"{max(search.n_planned, n_done)} trials{of_seeds}{done} into {options.out}"
         print(f"{what}; starting up", flush=True)
@@ -135,7 +138,8 @@ def run(value: Sweep, options: "SweepOptions", as_json: bool, *, resume: bool = 
         options.out.name,
         meta,
         swept,
-        seeds=options.seeds,
+        seeds=search.seeds,
+        first_seed=search.first_seed,
         folder=options.out,
         artifacts=write_artifacts,
     )

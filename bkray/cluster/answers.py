@@ -28,7 +28,7 @@ class Answers:
         self._check_reported(ended)
         seeds = self._ended[proposal.number]
         seeds.append(ended)
-        if len(seeds) < self._ledger.search.seeds:
+        if len(seeds) < proposal.n_seeds:
             return
         del self._ended[proposal.number]
         outcomes = [seed.outcome for seed in seeds]

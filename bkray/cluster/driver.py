@@ -153,7 +153,7 @@ class Driver:
         if self.stopping or self.out_of_time:
             return None
         if not self._waiting and (asked := self._ledger.ask()) is not None:
-            self._waiting.extend((asked, turn) for turn in range(self._seeds))
+            self._waiting.extend((asked, turn) for turn in range(asked.n_seeds))
         if not self._waiting:
             return None
         if self._deadline is not None and time.time() >= self._deadline:

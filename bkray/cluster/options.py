@@ -36,7 +36,7 @@ class SweepOptions:
     concurrency: int | None = None
     local: bool = False
     seed: int = 0
-    seeds: int = 1
+    seeds: int | None = None
     workers: int = 1
     ray_train: bool = False
     time_budget_seconds: float | None = None

@@ -21,12 +21,14 @@ class Proposal:
     """A configuration to try, by the trial of its first seed and those of the seeds after it.
 
     ``overrides`` build ``config``, the first trial; ``arm`` is empty for searched configurations.
+    An arm with a seed of its own is one trial, all else ``n_seeds``.
     """
 
     number: int
     arm: str
     overrides: dict[str, Any]
     config: TrialConfig
+    n_seeds: int
 
     def seeded(self, turn: int) -> dict[str, Any]:
         """Return the overrides of the trial whose seed is ``turn`` after the first."""
@@ -114,7 +116,13 @@ class Search:
     @property
     def n_planned(self) -> int:
         """Trials: every seed of every configuration."""
-        return self.n_configurations * self.seeds
+        return self.n_searched * self.seeds + sum(rival.n_seeds for rival in self.rivals())
+
+    @property
+    def first_seed(self) -> int:
+        """The seed from which those of a configuration count up."""
+        first: int = self.base.get("seed", 0)
+        return first
 
     @property
     def space(self) -> Space:
@@ -139,10 +147,12 @@ class Search:
         """
         full = {**overrides, "arm": arm} if arm else dict(overrides)
         config = build(full)
-        first = self.base.get("seed", 0)
-        if self.seeds > 1 and config.seed != first:
+        first = self.first_seed
+        is_alone = bool(arm) and not first <= config.seed < first + self.seeds
+        if self.seeds > 1 and config.seed != first and not is_alone:
             raise ConfigError(
                 f"seeds={self.seeds} count up from seed={first}, but the sweep itself sets "
                 f"seed={config.seed}: leave --seeds out, or take the seed out of the sweep"
             )
-        return Proposal(number=number, arm=arm, overrides=full, config=config)
+        n_seeds = 1 if is_alone else self.seeds
+        return Proposal(number=number, arm=arm, overrides=full, config=config, n_seeds=n_seeds)

@@ -158,7 +158,7 @@ def resolve(sweep: Sweep, options: SweepOptions) -> Search:
         sampler=sampler,
         seed=options.seed,
         n_trials=trials if options.trials is None else options.trials,
-        seeds=options.seeds,
+        seeds=preset.seeds if options.seeds is None else options.seeds,
     )
     if search.n_configurations == 0:
         raise ConfigError("trials=0 and no rivals leave nothing to run: give --trials 1 or more")

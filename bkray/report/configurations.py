@@ -71,7 +71,7 @@ def configurations(rows: Iterable[Row], objectives: Sequence[Objective]) -> list
 
     Trials of one configuration agree in arm and swept knobs and differ in their seed; the second
     trial of a seed begins a further configuration, which differs in what was not swept. One that
-    lacks seeds which another has is ``interrupted``: fewer seeds are easier to win with.
+    lacks seeds of another with which it shares one is ``interrupted``: fewer are easier to win by.
     """
     groups: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     n_seen: Counter[tuple[object, ...]] = Counter()
@@ -80,8 +80,7 @@ def configurations(rows: Iterable[Row], objectives: Sequence[Objective]) -> list
         turn = (row["seed"], *same)
         groups[(n_seen[turn], *same)].append(row)
         n_seen[turn] += 1
-    seeds = max(map(len, groups.values()), default=0)
-    found = [_configuration(group, seeds) for group in groups.values()]
+    found = [_configuration(one, _n_planned(one, groups.values())) for one in groups.values()]
     ranked = ranking.leaderboard([one.row for one in found], objectives)
     return _of_rows(ranked, found)
 
@@ -118,6 +117,12 @@ def front_trials(found: Iterable[Configuration], objectives: Sequence[Objective]
     """Return the ids of the trials on the front: with several seeds, those of each configuration
     whose means are on it."""
     return [row["trial_id"] for one in front(found, objectives) for row in one.rows]
+
+
+def _n_planned(group: Sequence[Row], groups: Iterable[Sequence[Row]]) -> int:
+    """Return the most trials of a configuration with a seed in common."""
+    seeds = {row["seed"] for row in group}
+    return max(len(one) for one in groups if not seeds.isdisjoint(row["seed"] for row in one))
 
 
 def _configuration(group: Sequence[Row], seeds: int) -> Configuration:

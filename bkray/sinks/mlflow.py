@@ -60,7 +60,7 @@ class MlflowView:
 
     Who opens the same ``sweep_name`` again goes on with its runs, so it must be unique within the
     experiment. ``sweep_meta`` becomes tags of the sweep's run (``git_sha`` of every run). With
-    several ``seeds`` per configuration, each configuration has a run above its trials. Nothing
+    several ``seeds`` per configuration, from ``first_seed`` on, each has a run above its trials. Nothing
     waits for a store that is away; ``warn`` is told once, in the writing thread.
 
     ``folder`` is the sweep's, if it has one. Of each trial that ended there, what ``artifacts``
@@ -77,6 +77,7 @@ class MlflowView:
         swept: Sequence[str],
         *,
         seeds: int = 1,
+        first_seed: int = 0,
         folder: Path | None = None,
         artifacts: Artifacts | None = None,
         now: Callable[[], float] = time.time,
@@ -99,6 +100,7 @@ class MlflowView:
             meta=sweep_meta,
             swept=tuple(swept),
             seeds=seeds,
+            first_seed=first_seed,
         )
         files = None if folder is None else TrialFiles(folder, artifacts, warn)
         self._sweep = SweepRun(self._client, shown, files)

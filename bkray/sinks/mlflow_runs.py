@@ -38,6 +38,11 @@ class SweepShown:
     meta: Mapping[str, Any]
     swept: tuple[str, ...]
     seeds: int
+    first_seed: int = 0
+
+    def shares_its_seeds(self, seed: int) -> bool:
+        """Say whether a trial is one of several seeds; a rival with a seed of its own is not."""
+        return self.seeds > 1 and 0 <= seed - self.first_seed < self.seeds
 
     @property
     def key(self) -> str:

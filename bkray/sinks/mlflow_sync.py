@@ -102,6 +102,7 @@ def _shown(record: dict[str, Any], name: str) -> SweepShown:
         meta=meta | ({"git_sha": git["sha"]} if git else {}),
         swept=tuple(record["swept"]),
         seeds=record.get("seeds", 1),
+        first_seed=record.get("base", {}).get("seed", 0),
     )
 
 

@@ -70,7 +70,7 @@ class TrialRun:
         if self._sweep.run is None:
             return
         shown = self._sweep.shown
-        several = shown.seeds > 1
+        several = shown.shares_its_seeds(started.seed)
         if several:
             self._configuration = self._sweep.configuration(started, unix_ms)
         run = self._sweep.late_run(trial_name(started, shown.swept, several=several), unix_ms)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,33 @@ def test_a_sweep_that_sets_seeds_itself_takes_no_others(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="seeds=3 count up from seed=0, but the sweep itself"):
         run(sweep, tmp_path / "three")
     assert run(sweep, tmp_path / "one", seeds=1).outcomes == {"ok": 2}
+
+
+def lone_rivals(base: Overrides) -> list[Arm]:
+    return [
+        Arm(name="often", overrides={"model.mixer": "linear_recurrence"}),
+        Arm(name="once", overrides={"model.mixer": "linear_recurrence", "seed": 3}),
+    ]
+
+
+def test_an_arm_with_a_seed_of_its_own_is_one_trial(tmp_path: Path) -> None:
+    sweep = sweep_of(n_trials=0, rivals=lone_rivals)
+    assert resolve(sweep, options(tmp_path)).n_planned == 4
+    assert run(sweep, tmp_path / "s").outcomes == {"ok": 4}
+    assert [(one["arm"], one["seed"]) for one in proposals(tmp_path / "s")] == [
+        *(("often", seed) for seed in range(3)),
+        ("once", 3),
+    ]
+    with pytest.raises(ConfigError, match="the sweep itself sets seed=3"):
+        run(sweep, tmp_path / "four", seeds=4)
+
+
+def test_a_preset_may_say_how_many_seeds(tmp_path: Path) -> None:
+    sweep = sweep_of(n_trials=1)
+    presets = {name: replace(one, seeds=5) for name, one in sweep.presets.items()}
+    sweep = replace(sweep, presets=presets)
+    assert resolve(sweep, options(tmp_path, seeds=None)).seeds == 5
+    assert resolve(sweep, options(tmp_path, seeds=2)).seeds == 2
 
 
 @pytest.mark.slow

@@ -55,6 +55,12 @@ def test_two_trials_of_one_seed_are_two_configurations() -> None:
     assert [[r["trial_id"] for r in one.rows] for one in found] == [["0", "1"], ["2", "3"]]
 
 
+def test_what_has_other_seeds_lacks_none() -> None:
+    found = configurations([row("a", 0), row("a", 1), row("b", 9), row("c", 1)], BOTH)
+    outcomes = {one.rows[0]["trial_id"]: one.outcome for one in found}
+    assert outcomes == {"a0": "ok", "b9": "ok", "c1": "interrupted"}
+
+
 def test_rows_are_in_the_order_of_their_seeds() -> None:
     (one,) = configurations([row("a", 2), row("a", 0), row("a", 1)], BOTH)
     assert [r["seed"] for r in one.rows] == [0, 1, 2]

@@ -97,6 +97,16 @@ def test_a_configuration_that_lacks_a_seed_has_no_mean_yet(tracking: Tracking) -
     assert (configuration.data.tags["outcome"], configuration.info.status) == ("ok", "FINISHED")
 
 
+def test_a_rival_with_a_seed_of_its_own_stands_alone(tracking: Tracking) -> None:
+    show(tracking, "alone", 3, {0: 1.0, 1: 2.0, 2: 6.0, 9: 3.0})
+    found = levels(tracking, "alone")
+    assert len(found["seed"]) == 3
+    [alone] = [run for run in found["configuration"] if run.data.tags.get("seed") == "9"]
+    assert alone.data.tags["mlflow.parentRunId"] == found["sweep"][0].info.run_id
+    assert alone.data.tags["outcome"] == "ok"
+    assert len(found["configuration"]) == 2
+
+
 def test_interleaved_configurations_keep_their_seeds_apart(tracking: Tracking) -> None:
     view = MlflowView(tracking, "seeds", "interleaved", {}, SWEPT, seeds=2)
     for seed in range(2):
