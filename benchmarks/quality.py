@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bkray.events import TrialEnded
-from bkray.nn.build import language_model
+from bkray.nn.equal import at_equal_parameters, n_params
 from bkray.overrides import build, parse
 from bkray.trial import run
 
@@ -34,19 +34,6 @@ BASE = {
     "train.eval_windows": 256,
     "threads": 2,
 }
-
-
-def n_params(overrides: Mapping[str, Any]) -> int:
-    """Return the parameters of the byte model of these overrides."""
-    model = language_model(build(overrides).model, vocab_size=256)
-    return sum(p.numel() for p in model.parameters())
-
-
-def at_equal_parameters(overrides: Mapping[str, Any], target: int) -> dict[str, Any]:
-    """Return the overrides with the feed-forward width that comes nearest to ``target``."""
-    one, two = (n_params({**overrides, "model.d_hidden": width}) for width in (1, 2))
-    width = 1 + round((target - one) / (two - one))
-    return {**overrides, "model.d_hidden": width}
 
 
 def main() -> None:

@@ -11,7 +11,8 @@ import torch
 from bkray.config import TrialConfig
 from bkray.data.shards import prepare
 from bkray.errors import ConfigError
-from bkray.events import EvalDone, Event, StepsDone, TrialEnded, TrialStarted
+from bkray.events import EvalDone, Event, Measured, StepsDone, TrialEnded, TrialStarted
+from bkray.nn.lm import LanguageModel
 from bkray.overrides import flatten
 from bkray.train.checkpoint import NAME
 from bkray.train.summary import dense_rival, reference_layers, timed_rows
@@ -178,3 +179,14 @@ def rows_timed(config: TrialConfig, folder: Path) -> Any:
 
 def rival_params(config: TrialConfig, folder: Path) -> Any:
     return sum(p.numel() for p in dense_rival(config, 256).parameters())
+
+
+def rival_mixer(config: TrialConfig, folder: Path) -> Any:
+    rival = dense_rival(config, 256)
+    assert isinstance(rival, LanguageModel)
+    return [type(block.mixer).__name__ for block in rival.blocks]
+
+
+def lengths_timed(config: TrialConfig, folder: Path) -> Any:
+    (measured,) = [event for event in run(config, None) if isinstance(event, Measured)]
+    return sorted(name for name in measured.metrics if "/seq" in name)

@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from bkray.config.model import MixerName
 from bkray.config.section import Section
 
 
@@ -48,6 +49,11 @@ class TrainConfig(Section):
     speed_rows: int | None = Field(None, ge=1)
     """Rows of the batch on which speed is measured; ``None`` for ``batch_size``. A pass through
     the layers has a price of its own, which few rows hide badly."""
+    speed_reference_mixer: MixerName | None = None
+    """Mixer of that model, which then has as many parameters as the trial's; default: its own."""
+    speed_lengths: str | None = Field(None, pattern=r"^\d+(,\d+)*$")
+    """``2048,8192``: lengths, in tokens, at which training, evaluation and streaming of untrained
+    models are timed at the end of the trial, beside that model."""
     on_spike: Literal["record", "skip_step", "rewind"] = "record"
     """After a loss more than twice the one before: go on, undo that step, or go back to the last
     good state and on from there with other data."""
@@ -63,6 +69,8 @@ class TrainConfig(Section):
     def _resolve(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
+        if isinstance(given.get("speed_lengths"), int):  # a single one, as a command line reads it
+            given = {**given, "speed_lengths": str(given["speed_lengths"])}
         acts = given.get("on_spike", "record") != "record"
         if given.get("max_interventions") is not None and not acts:
             raise ValueError(

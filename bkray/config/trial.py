@@ -13,6 +13,9 @@ from bkray.config.section import Section
 from bkray.config.training import OptimizerConfig, TrainConfig
 from bkray.knobs import why_not_in_chunks
 
+SHORTEST_TIMED = 64
+"""Tokens; shorter passes are a matter of overheads."""
+
 
 class TrialConfig(Section):
     """Everything that decides the numbers of one trial."""
@@ -54,11 +57,34 @@ class TrialConfig(Section):
                 "ladder.monitor=both needs a monitor to be without: set "
                 "train.monitor=birman_schwinger, which model.mixer=bk has"
             )
+        _check_speeds(self.model, self.train)
         if self.train.chunk is not None:
             refusal = why_not_in_chunks(self.model, self.train.chunk)
             if refusal is not None:
                 raise ValueError(f"train.chunk={self.train.chunk} {refusal}")
         return self
+
+
+def _check_speeds(model: ModelConfig, train: TrainConfig) -> None:
+    if model.build is not None and train.speed_reference_mixer is not None:
+        raise ValueError(
+            f"train.speed_reference_mixer={train.speed_reference_mixer} does nothing with "
+            f"model.build={model.build}: your own model is timed alone; leave it out"
+        )
+    if train.speed_lengths is None:
+        return
+    if model.build is not None or (model.depth, model.length, model.sparsity) != (
+        *("dense", "fixed", "off"),
+    ):
+        raise ValueError(
+            f"train.speed_lengths={train.speed_lengths} times untrained models: it needs a "
+            "built-in one with model.depth=dense, model.length=fixed and model.sparsity=off"
+        )
+    if min(int(n) for n in train.speed_lengths.split(",")) < SHORTEST_TIMED:
+        raise ValueError(
+            f"train.speed_lengths must be at least {SHORTEST_TIMED} tokens each, got "
+            f"{train.speed_lengths}"
+        )
 
 
 def _check_lengths(rungs: tuple[int, ...], n_seq: int, train: TrainConfig) -> None:

@@ -60,8 +60,8 @@ class MlflowView:
 
     Who opens the same ``sweep_name`` again goes on with its runs, so it must be unique within the
     experiment. ``sweep_meta`` becomes tags of the sweep's run (``git_sha`` of every run). With
-    several ``seeds`` per configuration, from ``first_seed`` on, each has a run above its trials. Nothing
-    waits for a store that is away; ``warn`` is told once, in the writing thread.
+    several ``seeds`` per configuration, from ``first_seed`` on, each has a run above its trials.
+    Nothing waits for a store that is away; ``warn`` is told once, in the writing thread.
 
     ``folder`` is the sweep's, if it has one. Of each trial that ended there, what ``artifacts``
     returns for its folder becomes artifacts of its run, with its ``forensics/``; that is called in

@@ -79,17 +79,18 @@ def _seconds(model: nn.Module, tokens_BN: Tensor, repeats: int, now: Callable[[]
     """Return the mean time of one forward pass."""
     was_training = model.training
     model.eval()
-    _wait(tokens_BN.device)
+    wait(tokens_BN.device)
     start = now()
     for _ in range(repeats):
         model(tokens_BN)
-    _wait(tokens_BN.device)
+    wait(tokens_BN.device)
     seconds = now() - start
     model.train(was_training)
     return seconds / repeats
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Wait until the device has done what it was asked to."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -7,10 +7,12 @@ from torch import Tensor, nn
 
 from bkray.config import TrialConfig
 from bkray.nn.build import language_model
+from bkray.nn.equal import with_mixer
 from bkray.overrides import DENSE, acting, build, flatten
 from bkray.train import measure
 from bkray.train.halting import advice
 from bkray.train.run import Run
+from bkray.train.speeds import speeds
 
 
 def measure_speed(trial: Run, vocab_size: int) -> dict[str, float]:
@@ -28,6 +30,8 @@ def measure_speed(trial: Run, vocab_size: int) -> dict[str, float]:
         "speed/eval_microseconds_per_token": seen.seconds_per_token * 1e6,
         "speed/flops_per_token": flops,
     }
+    if config.train.speed_lengths is not None:
+        metrics |= speeds(config, vocab_size, tokens_BN.device, trial.autocast)
     if seen.speedup is not None:
         metrics["speed/speedup_measured"] = seen.speedup
     layers = _layers_executed(trial)
@@ -49,7 +53,10 @@ def dense_rival(config: TrialConfig, vocab_size: int) -> nn.Module:
     dense = {**DENSE, "model.n_layers": reference_layers(config)}
     if config.train.speed_reference_experts is not None:
         dense["model.n_experts"] = config.train.speed_reference_experts
-    return language_model(build(acting({**flatten(config), **dense})).model, vocab_size)
+    plain = build(acting({**flatten(config), **dense})).model
+    if config.train.speed_reference_mixer is not None:
+        plain = build(with_mixer(plain, config.train.speed_reference_mixer)).model
+    return language_model(plain, vocab_size)
 
 
 def reference_layers(config: TrialConfig) -> int:
