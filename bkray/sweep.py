@@ -10,6 +10,10 @@ from bkray.overrides import DENSE, Overrides, build
 SWEPT_AT_INFERENCE = {"model.act_threshold": "act", "model.exit_threshold": "exit"}
 """Knobs that one checkpoint can be swept in, and the ``model.depth`` that has them."""
 
+OURS, SEARCHED, TIMED = "bk", "search-", "speed-"
+"""Arms of a comparison: our family, and how those begin that search a learning rate, or are there
+to be timed; all others are its rivals."""
+
 
 class Trial(Protocol):
     """What a search space may ask of the trial at hand; names are config paths."""

@@ -27,12 +27,15 @@ def show(folder: Path, as_json: AsJson = False) -> int:
     "products" are the pairs of an ablation beside the product of their
     parts, "products_missing" the trials that these lack; "ladder" is a
     length ladder as in its long_context_results.json, else null;
+    "comparison" are the families of one with their verdicts, and the
+    speeds of its rivals by length, else null;
     "frontier" is what a sweep with --frontier found, else null.
     """
-    from bkray.report import configurations, products, ranking, tables
+    from bkray.report import comparison, configurations, products, ranking, tables
     from bkray.report.ladder import ladder, plain
 
     rows, climbed = tables.collect(folder), ladder(folder)
+    families = comparison.compared(folder, rows)
     objectives = tables.objectives(folder)
     frontier = folder / FILE
     swept = json.loads(frontier.read_text()) if frontier.exists() else None
@@ -46,11 +49,12 @@ def show(folder: Path, as_json: AsJson = False) -> int:
                 "products": [dataclasses.asdict(one) for one in products.products(rows)],
                 "products_missing": products.missing(rows),
                 "ladder": climbed and plain(climbed),
+                "comparison": families and comparison.plain(families),
                 "frontier": swept,
             }
         )
     else:
-        print_tables(rows, objectives, climbed)
+        print_tables(rows, objectives, climbed, families)
         if swept is not None:
             print(f"\nverdict: {swept['verdict']}")
     return 0

@@ -92,9 +92,8 @@ def sweep(
         frontier=frontier,
     )
     if dry_run:
-        search = _resolved(value, options)
-        plans = [proposal.overrides for proposal in planned(value, options)]
-        print_plan(plans, search.seeds, as_json)
+        _resolved(value, options)
+        print_plan(planned(value, options), as_json)
         return 0
     if out is not None:
         return run(value, options, as_json)
@@ -124,7 +123,7 @@ def run(value: Sweep, options: "SweepOptions", as_json: bool, *, resume: bool = 
     git = git_state()
     n_done = n_ended(options.out)
     if not as_json:
-        of_seeds = times_seeds(search.n_configurations, search.seeds)
+        of_seeds = times_seeds(search.n_configurations, search.n_planned)
         done = f", {n_done} of them done" if resume else ""
         what = f"{max(search.n_planned, n_done)} trials{of_seeds}{done} into {options.out}"
         print(f"{what}; starting up", flush=True)
@@ -221,6 +220,7 @@ def _tell(
     needs any more. Return how it ended, which Ctrl-C may have changed."""
     from bkray.cluster.retention import settle_checkpoints
     from bkray.report import tables
+    from bkray.report.comparison import compared
     from bkray.report.configurations import configurations, front_trials
     from bkray.report.ladder import ladder
 
@@ -230,7 +230,7 @@ def _tell(
     counts = {"folder": str(folder), "outcomes": dict(ended.outcomes)}
     told = {**counts, "n_reused": ended.n_reused, "pareto_front": front}
     if not as_json:
-        print_tables(rows, objectives, ladder(folder))
+        print_tables(rows, objectives, ladder(folder), compared(folder, rows))
     is_over = not (ended.interrupted or ended.out_of_time)
     if is_over and value.at_inference:
         found = sweep_checkpoints(folder, value, searched, as_json)

@@ -14,6 +14,8 @@ from bkray.errors import ConfigError
 from bkray.sweep import Objective
 
 if TYPE_CHECKING:
+    from bkray.cluster.search import Proposal
+    from bkray.report.comparison import Compared
     from bkray.report.ladder import Ladder
     from bkray.report.tables import Row
 
@@ -28,18 +30,25 @@ def print_json(value: Any) -> None:
     print(json.dumps(jsonable(value), indent=2, default=str))
 
 
-def times_seeds(n_configurations: int, seeds: int) -> str:
-    return f" ({n_configurations} configurations x {seeds} seeds)" if seeds > 1 else ""
+def times_seeds(n_configurations: int, n_trials: int) -> str:
+    """Return how the trials come about, where they are more than the configurations."""
+    if n_trials == n_configurations:
+        return ""
+    seeds, rest = divmod(n_trials, n_configurations)
+    times = "" if rest else f" x {seeds} seeds"
+    return f" ({n_configurations} configurations{times})"
 
 
-def print_plan(plans: list[dict[str, Any]], seeds: int, as_json: bool) -> None:
+def print_plan(proposals: "Sequence[Proposal]", as_json: bool) -> None:
+    plans = [proposal.overrides for proposal in proposals]
     if as_json:
         print_json(plans)
         return
     for plan in plans:
         print(" ".join(f"{path}={value}" for path, value in plan.items()))
-    of_seeds = times_seeds(len(plans), seeds)
-    print(f"{len(plans) * seeds} trials{of_seeds} are known before the sampler is asked")
+    n_trials = sum(proposal.n_seeds for proposal in proposals)
+    of_seeds = times_seeds(len(plans), n_trials)
+    print(f"{n_trials} trials{of_seeds} are known before the sampler is asked")
 
 
 def seconds(text: str | None) -> float | None:
@@ -64,7 +73,10 @@ def where_to_look(uri: str, runs: Path, path: str | None) -> str:
 
 
 def print_tables(
-    rows: "list[Row]", objectives: Sequence[Objective], ladder: "Ladder | None"
+    rows: "list[Row]",
+    objectives: Sequence[Objective],
+    ladder: "Ladder | None",
+    compared: "Compared | None",
 ) -> None:
     from rich.console import Console
 
@@ -72,6 +84,6 @@ def print_tables(
 
     console = Console()
     if console.is_terminal:
-        console.print(render(rows, objectives, ladder))
+        console.print(render(rows, objectives, ladder, compared))
     else:
-        print(render_text(rows, objectives, ladder))
+        print(render_text(rows, objectives, ladder, compared))

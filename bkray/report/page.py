@@ -11,12 +11,14 @@ from urllib.parse import quote
 from bkray.columns import COLUMNS
 from bkray.config import DataConfig
 from bkray.events import OUTCOMES
-from bkray.report import ladder_words, parts, products, promises
+from bkray.report import ladder_words, promises
+from bkray.report.comparison import Compared
 from bkray.report.configurations import Configuration, front_trials
 from bkray.report.ladder import FILE, Ladder
 from bkray.report.ladder_plots import PREFIX
 from bkray.report.markup import Column, facts, json_in_script, script_in_script, table
 from bkray.report.ranking import front_verdict, kind, label, leaderboard
+from bkray.report.sections import combined_section, comparison_section, parts_section
 from bkray.report.tables import Row
 from bkray.report.vega import Figure, javascript, theme
 from bkray.sweep import Objective
@@ -35,6 +37,7 @@ def page(
     found: Sequence[Configuration],
     figures: Sequence[Figure],
     ladder: Ladder | None = None,
+    compared: Compared | None = None,
 ) -> str:
     """Return the whole page.
 
@@ -43,7 +46,7 @@ def page(
         rows: those of ``trials.parquet``.
         found: the configurations of the rows, best first.
     """
-    body = _body(record, rows, objectives, found, figures, ladder)
+    body = _body(record, rows, objectives, found, figures, ladder, compared)
     content = {
         "specs": {figure.name: figure.spec for figure in figures},
         "light": theme(dark=False),
@@ -66,6 +69,7 @@ def _body(
     found: Sequence[Configuration],
     figures: Sequence[Figure],
     ladder: Ladder | None,
+    compared: Compared | None,
 ) -> str:
     several = any(len(one.rows) > 1 for one in found)
     outcomes = [figure for figure in figures if figure.name == "outcomes"]
@@ -75,12 +79,11 @@ def _body(
         _header(record, rows),
         _verdict(rows, objectives, found if several else ()),
         _configurations(found, objectives) if several else "",
+        comparison_section(compared),
         _ladder(ladder, climbed),
         f"<h2>Leaderboard</h2>\n{_leaderboard(rows, objectives, found)}",
-        _compared(
-            "Combined speed", products.columns(products.products(rows)), products.said(rows)
-        ),
-        _compared("Arms against their references", parts.columns(rows), parts.said(rows)),
+        combined_section(rows),
+        parts_section(rows),
         "<h2>Figures</h2>" if others else "",
         *map(_figure, others),
         "<h2>Outcomes</h2>",
@@ -185,14 +188,6 @@ def _configurations(found: Sequence[Configuration], objectives: Sequence[Objecti
     )
     head = f'<h2>Configurations</h2>\n<p class="soft">{note}</p>'
     return f"{head}\n{table('configurations', columns)}"
-
-
-def _compared(title: str, known: Mapping[str, Sequence[Any]], said: str) -> str:
-    if not said:
-        return ""
-    columns = [Column(name=name, values=values) for name, values in known.items()]
-    note = f'<p class="soft">{escape(said)}</p>'
-    return f"<h2>{title}</h2>\n{note}\n{table(title.partition(' ')[0].lower(), columns)}"
 
 
 def _ladder(known: Ladder | None, figures: Sequence[Figure]) -> str:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from bkray import atomic
 from bkray.report import tables
+from bkray.report.comparison import compared, contestants
 from bkray.report.configurations import configurations
 from bkray.report.history import read_histories
 from bkray.report.ladder import ladder, write_results
@@ -45,7 +46,9 @@ def write_report(sweep_dir: Path) -> Report:
     parquet = tables.write_trials_parquet(sweep_dir)
     table = pq.read_table(parquet)
     rows, objectives = table.to_pylist(), tables.objectives(sweep_dir)
-    found, climbed = configurations(rows, objectives), ladder(sweep_dir)
+    families, climbed = compared(sweep_dir, rows), ladder(sweep_dir)
+    ranked = contestants(rows) if families is not None and families.families else rows
+    found = configurations(ranked, objectives)
     histories = read_histories(sweep_dir, rows, objectives)
     drawn = [*figures(found, histories, objectives), *ladder_figures(climbed)]
     report = Report(
@@ -62,5 +65,5 @@ def write_report(sweep_dir: Path) -> Report:
     with atomic.replace(report.csv) as temporary:
         csv.write_csv(table, temporary)
     record = json.loads((sweep_dir / "sweep.json").read_text(encoding="utf-8"))
-    atomic.write_text(report.html, page(record, rows, objectives, found, drawn, climbed))
+    atomic.write_text(report.html, page(record, rows, objectives, found, drawn, climbed, families))
     return report

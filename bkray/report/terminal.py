@@ -11,7 +11,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from bkray.report import ladder_words, parts, products, promises
+from bkray.report import comparison_words, ladder_words, parts, products, promises
+from bkray.report.comparison import Compared, contestants
 from bkray.report.configurations import Configuration, configurations, front
 from bkray.report.ladder import Ladder
 from bkray.report.ranking import brief, front_verdict, kind, label, leaderboard, pareto_front
@@ -49,49 +50,53 @@ class _Shown(NamedTuple):
     """Arms held against their references; empty without any."""
     combined_words: str
     verdict: str
-    reasons: str
-    """A line per trial that did not end well and says why; empty where there is none."""
 
 
 def render(
-    rows: Sequence[Row], objectives: Sequence[Objective], ladder: Ladder | None = None
+    rows: Sequence[Row],
+    objectives: Sequence[Objective],
+    ladder: Ladder | None = None,
+    compared: Compared | None = None,
 ) -> Group:
-    """Return leaderboard, front, combined speed, ladder and verdict for a terminal."""
-    shown = _shown(rows, objectives)
-    tables = [_rich_table(title, cells) for title, cells in _tables(shown, ladder).items()]
-    words = (shown.combined_words, _ladder_said(ladder), shown.verdict, shown.reasons)
-    said = [Text(sentence) for sentence in words if sentence]
-    return Group(*tables, *said)
+    """Return leaderboard, front, combined speed, ladder, families and verdict for a terminal."""
+    tables, said = _parts(rows, objectives, ladder, compared)
+    shown = [_rich_table(title, cells) for title, cells in tables.items()]
+    return Group(*shown, *map(Text, said))
 
 
 def render_text(
-    rows: Sequence[Row], objectives: Sequence[Objective], ladder: Ladder | None = None
+    rows: Sequence[Row],
+    objectives: Sequence[Objective],
+    ladder: Ladder | None = None,
+    compared: Compared | None = None,
 ) -> str:
-    """Return leaderboard, front, combined speed, ladder and verdict as plain lines of any
-    width."""
-    shown = _shown(rows, objectives)
-    lines = [
-        *(_plain_table(title, cells) for title, cells in _tables(shown, ladder).items()),
-        shown.combined_words,
-        _ladder_said(ladder),
-        shown.verdict,
-        shown.reasons,
-    ]
-    return "\n\n".join(filter(None, lines))
+    """Return what ``render`` does as plain lines of any width."""
+    tables, said = _parts(rows, objectives, ladder, compared)
+    return "\n\n".join([*(_plain_table(title, cells) for title, cells in tables.items()), *said])
 
 
-def _tables(shown: _Shown, ladder: Ladder | None) -> dict[str, Cells]:
+def _parts(
+    rows: Sequence[Row],
+    objectives: Sequence[Objective],
+    ladder: Ladder | None,
+    compared: Compared | None,
+) -> tuple[dict[str, Cells], list[str]]:
+    """Return the tables by their titles, and what is said below them."""
+    ranked = contestants(rows) if compared is not None and compared.families else rows
+    shown = _shown(ranked, objectives)
     tables = {"Leaderboard": shown.leaderboard, "Pareto front": shown.front}
+    said = [shown.combined_words]
     tables |= {_COMBINED: shown.combined} if shown.combined else {}
     tables |= {_PARTS: shown.parts} if shown.parts else {}
     if ladder is not None:
         tables[_LADDER] = ladder_words.cells(ladder)
         tables |= {_PROMISES: kept} if (kept := promises.cells(ladder)) else {}
-    return tables
-
-
-def _ladder_said(ladder: Ladder | None) -> str:
-    return "\n".join(ladder_words.sentences(ladder)) if ladder is not None else ""
+        said.append("\n".join(ladder_words.sentences(ladder)))
+    if compared is not None:
+        for title, columns in comparison_words.tables(compared).items():
+            tables[title] = comparison_words.cells(columns)
+        said.append("\n".join(comparison_words.sentences(compared)))
+    return tables, [words for words in (*said, shown.verdict, _reasons(rows)) if words]
 
 
 def _shown(rows: Sequence[Row], objectives: Sequence[Objective]) -> _Shown:
@@ -105,7 +110,6 @@ def _shown(rows: Sequence[Row], objectives: Sequence[Objective]) -> _Shown:
             _said(rows),
             f"{_seed_words(found)} "
             + front_verdict([one.row for one in found], objectives, what="configurations"),
-            _reasons(rows),
         )
     return _Shown(
         _trial_cells(rows, objectives),
@@ -114,7 +118,6 @@ def _shown(rows: Sequence[Row], objectives: Sequence[Objective]) -> _Shown:
         _cells_of(parts.columns(rows)),
         _said(rows),
         front_verdict(rows, objectives),
-        _reasons(rows),
     )
 
 
@@ -123,6 +126,7 @@ def _said(rows: Sequence[Row]) -> str:
 
 
 def _reasons(rows: Iterable[Row]) -> str:
+    """Return a line per trial that did not end well and says why."""
     lines = [
         f"{row['outcome']}: {label(row)}: {row['stop_reason']}"
         for row in rows
