@@ -12,6 +12,7 @@ from typer.exceptions import TyperException
 
 from bkray.cli.eval import evaluate
 from bkray.cli.frontier import frontier
+from bkray.cli.lengths import lengths
 from bkray.cli.look import report, show, ui
 from bkray.cli.resume import resume
 from bkray.cli.sweep import sweep
@@ -29,6 +30,9 @@ app.command("show", epilog="Example: bkray show runs/act/20260101-120000-small")
 app.command("report", epilog="Example: bkray report runs/act/20260101-120000-small")(report)
 app.command("eval", epilog="Example: bkray eval runs/train/1a2b3c4d5e6f --split test")(evaluate)
 app.command("frontier", epilog="Example: bkray frontier runs/train/1a2b3c4d5e6f")(frontier)
+app.command(
+    "lengths", epilog="Example: bkray lengths FILE --max-length 256 --field text --tokenizer words"
+)(lengths)
 app.command("mlflow-sync", epilog="Example: bkray mlflow-sync runs/act/20260101-120000-small")(
     mlflow_sync
 )

@@ -63,11 +63,11 @@ class WordVocabulary:
 
     def encode(self, text: bytes) -> Tokens:
         token_of = self._tokens
-        return np.fromiter((token_of.get(word, 0) for word in _words(text)), _dtype(self.size))
+        return np.fromiter((token_of.get(word, 0) for word in words(text)), _dtype(self.size))
 
     def decode(self, tokens: Tokens) -> bytes:
-        words = (self.words[token] for token in tokens)
-        said = "".join("\n" if word == LINE_END else f"{word} " for word in words)
+        known = (self.words[token] for token in tokens)
+        said = "".join("\n" if word == LINE_END else f"{word} " for word in known)
         return said.replace(" \n", "\n").removesuffix(" ").encode()
 
 
@@ -76,13 +76,14 @@ def most_frequent_words(text: bytes, vocab_size: int) -> WordVocabulary:
 
     Smaller where the text has fewer words. A ``<unk>`` in the text is the unknown word itself.
     """
-    counts = Counter(_words(text))
+    counts = Counter(words(text))
     counts.pop(UNKNOWN.encode(), None)
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return WordVocabulary(word.decode() for word, _ in ranked[: vocab_size - 1])
 
 
-def _words(text: bytes) -> Iterator[bytes]:
+def words(text: bytes) -> Iterator[bytes]:
+    """Yield the words between ASCII whitespace, and ``<eos>`` for each end of a line."""
     line_end = LINE_END.encode()
     for line in io.BytesIO(text):
         yield from line.split()
