@@ -147,9 +147,9 @@ SWEEP = Sweep(
             trials=0,
             seeds=8,
             overrides={
-                "train.steps": 300,
-                "train.eval_every": 300,
-                "train.checkpoint_every": 300,
+                "train.steps": 250,
+                "train.eval_every": 250,
+                "train.checkpoint_every": 250,
             },
         ),
         "full": Preset(

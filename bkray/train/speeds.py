@@ -3,6 +3,7 @@
 One row at a time, of random tokens; the models are untrained. Letters: B batch, here 1, N sites.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -145,13 +146,15 @@ def _in_turn(
             held = measure.peak_memory_mib(device)
             seconds.append([_seconds(one, device, now)])
             memory.append(measure.peak_memory_mib(device) - held)
-        rounds = min(measure.ROUNDS, int(SECONDS / max(sum(map(sum, seconds)), 1e-9)))
+        shortest = max(1e-9, min(map(min, seconds)))
+        repeats = max(1, math.ceil(measure.SHORTEST_SECONDS / shortest))
+        rounds = min(measure.ROUNDS, int(SECONDS / (repeats * sum(map(sum, seconds)) or 1.0)))
         if rounds:
             seconds = [[] for _ in passes]
         for round_ in range(rounds):
             # as in measure.speed: whoever comes second finds a warm cache
             for i in range(len(passes)) if round_ % 2 else reversed(range(len(passes))):
-                seconds[i].append(_seconds(passes[i], device, now))
+                seconds[i].append(_seconds(passes[i], device, now, repeats))
     own, other = (1e6 * statistics.median(of_one) / n_tokens for of_one in seconds)
     return {
         "microseconds_per_token": own,
@@ -162,9 +165,11 @@ def _in_turn(
     }
 
 
-def _seconds(one: Pass, device: torch.device, now: Callable[[], float]) -> float:
+def _seconds(one: Pass, device: torch.device, now: Callable[[], float], repeats: int = 1) -> float:
+    """Return the mean time of one pass."""
     measure.wait(device)
     start = now()
-    one()
+    for _ in range(repeats):
+        one()
     measure.wait(device)
-    return now() - start
+    return (now() - start) / repeats

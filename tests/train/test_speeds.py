@@ -9,7 +9,7 @@ from tiny import MIXERS, tiny_config
 from bkray.config import TrialConfig
 from bkray.errors import ConfigError
 from bkray.train import speeds as of_speeds
-from bkray.train.measure import ROUNDS
+from bkray.train.measure import ROUNDS, SHORTEST_SECONDS
 from bkray.train.speeds import KINDS, speeds
 
 CPU = torch.device("cpu")
@@ -43,6 +43,14 @@ def test_both_are_timed_in_turn_after_a_first_pass() -> None:
     assert seen["reference_microseconds_per_token"] == pytest.approx(1000.0)
     assert len(clock.worked) == 2 + 2 * ROUNDS
     assert clock.worked[2:6] == ["other", "own", "own", "other"]
+
+
+def test_short_passes_are_repeated_within_a_timing() -> None:
+    clock = Clock()
+    passes = [clock.work("own", 0.002), clock.work("other", 0.001)]
+    assert of_speeds._in_turn(passes, 1, CPU, clock)["over_reference"] == pytest.approx(2.0)
+    repeats = round(SHORTEST_SECONDS / 0.001)
+    assert len(clock.worked) == 2 + 2 * ROUNDS * repeats
 
 
 def test_what_takes_long_is_timed_once() -> None:
