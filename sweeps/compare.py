@@ -147,9 +147,10 @@ SWEEP = Sweep(
             trials=0,
             seeds=8,
             overrides={
-                "train.steps": 250,
-                "train.eval_every": 250,
-                "train.checkpoint_every": 250,
+                "train.steps": 200,
+                "train.eval_every": 200,
+                "train.checkpoint_every": 200,
+                "optimizer.warmup_steps": 20,
             },
         ),
         "full": Preset(

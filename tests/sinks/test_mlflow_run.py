@@ -55,7 +55,8 @@ def test_every_request_bears_to_be_repeated(tracking: Tracking, seeds: int) -> N
     for seed in range(2):
         trial = TrialRun(sweep)
         config = {**started().config, "seed": seed}
-        for event in [started(f"t{seed}", config=config), window(16), evaluation(16), ended(16)]:
+        first = started(f"t{seed}", seed=seed, config=config)
+        for event in [first, window(16), evaluation(16), ended(16)]:
             trial.take(event, 2000)
         trial.write()
     sweep.end(3000)

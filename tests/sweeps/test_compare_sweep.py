@@ -18,7 +18,7 @@ from sweeps.compare import FAMILIES, OWN_SEED, SWEEP
 Fate = Callable[[Proposal], tuple[str, float | None]]
 """Outcome and loss of a proposal."""
 
-SEARCH_STEPS = 125
+SEARCH_STEPS = 100
 
 
 def options(**more: Any) -> SweepOptions:
