@@ -153,11 +153,9 @@ def _json(path: Path) -> Iterator[Record]:
             if text[at : at + 1] == "]" * is_array:
                 return
             while True:
-                try:
+                try:  # a number may be cut in two, but is no text either way
                     value, end = decode(text, at)
-                    # a number may go on where the part that was read ends
-                    if end < len(text) or not (more := file.read(len(text))):
-                        break
+                    break
                 except json.JSONDecodeError as error:
                     if not (more := file.read(len(text) + _CHARACTERS)):
                         wrong = line + text.count("\n", at, error.pos)
