@@ -142,6 +142,7 @@ def _json(path: Path) -> Iterator[Record]:
         text, line = file.read(_CHARACTERS), 1
         at = _BETWEEN.match(text).end()  # type: ignore[union-attr]  # it matches nothing, too
         is_array = text[at : at + 1] == "["
+        line += text.count("\n", 0, at)
         at += is_array
         while True:
             behind = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]
@@ -163,7 +164,7 @@ def _json(path: Path) -> Iterator[Record]:
                 text, at = text[at:] + more, 0
             yield Record(f"line {line}", value)
             line += text.count("\n", at, end)
-            text, at = text[end:], 0
+            at = end
 
 
 def _parquet(path: Path, fields: Sequence[str]) -> Iterator[Record]:
