@@ -89,6 +89,20 @@ class RungDone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CellDone:
+    """What a trained model comes to on rows of ``n_eval`` tokens, read by one strategy.
+
+    ``metrics`` are those of this cell alone, without the ``mismatch/<n_eval>/<strategy>/`` in
+    front; there are none where the model cannot follow the strategy at all.
+    """
+
+    step: int
+    n_eval: int
+    strategy: str
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """What a clock saw in evaluation mode, under full names: ``speed/speedup_measured``."""
 
@@ -155,6 +169,7 @@ Event = (
     | StepsDone
     | EvalDone
     | RungDone
+    | CellDone
     | Measured
     | MemoryPeak
     | Spiked
@@ -202,6 +217,11 @@ def rows(event: Event) -> Iterator[Row]:
                 yield Row("rung", event.step, "", f"seq{event.n_seq}/{name}", value)
             if "learning_rate" in event.metrics:
                 yield Row("rung", event.step, "", "learning_rate", event.metrics["learning_rate"])
+        case CellDone():
+            numbers = {"applicable": float(bool(event.metrics)), **event.metrics}
+            for name, value in numbers.items():
+                full = f"mismatch/{event.n_eval}/{event.strategy}/{name}"
+                yield Row("cell", event.step, "", full, value)
         case Measured():
             yield from (Row("measured", event.step, "", k, v) for k, v in event.metrics.items())
         case MemoryPeak():

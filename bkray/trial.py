@@ -22,6 +22,7 @@ from bkray.train import attempts, checkpoint, measure
 from bkray.train.checkpoint import Progress
 from bkray.train.evaluate import Evaluation, evaluate
 from bkray.train.loop import train
+from bkray.train.mismatch import cells
 from bkray.train.optim import adamw
 from bkray.train.run import Run, Stop, peak_memory_mib
 from bkray.train.spectrum import scan_in_float64
@@ -83,14 +84,14 @@ def run(
     )
     if folder is not None and trial.warnings and team.leads:
         checkpoint.set_damaged_aside(folder / checkpoint.FOLDER)
-    for warning in trial.warnings:
-        yield Warned(step=trial.progress.step, message=warning)
+    yield from (Warned(step=trial.progress.step, message=said) for said in trial.warnings)
     warm_up(trial)
     measure.forget_peak_memory(trial.device)
     ending = yield from train(trial, stop)
     peak_mib = peak_memory_mib(trial)  # before the measurement adds its own
     measured: dict[str, float] = {}
     if ending.outcome == "ok" and team.leads:
+        yield from cells(trial, shards)
         measured = measure_speed(trial, shards.vocab_size)
         yield Measured(step=trial.progress.step, metrics=measured)
     yield TrialEnded(

@@ -7,14 +7,17 @@ A config is built from *overrides*, a flat mapping from config paths to values
 
 from bkray.config.data import RECALL_DISTANCE, DataConfig
 from bkray.config.ladder import LadderConfig
+from bkray.config.mismatch import STRATEGIES, MismatchConfig
 from bkray.config.model import MixerName, ModelConfig
 from bkray.config.training import OptimizerConfig, TrainConfig
 from bkray.config.trial import TrialConfig
 
 __all__ = (
     "RECALL_DISTANCE",
+    "STRATEGIES",
     "DataConfig",
     "LadderConfig",
+    "MismatchConfig",
     "MixerName",
     "ModelConfig",
     "OptimizerConfig",

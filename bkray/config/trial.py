@@ -1,6 +1,7 @@
 """The whole of a trial's config, and what its sections ask of each other."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any, Self
 
@@ -8,6 +9,7 @@ from pydantic import Field, model_validator
 
 from bkray.config.data import DataConfig
 from bkray.config.ladder import LadderConfig
+from bkray.config.mismatch import MismatchConfig, check_mismatch, resolved
 from bkray.config.model import ModelConfig
 from bkray.config.section import Section
 from bkray.config.training import OptimizerConfig, TrainConfig
@@ -25,6 +27,7 @@ class TrialConfig(Section):
     optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig())
     train: TrainConfig = Field(default_factory=lambda: TrainConfig())
     ladder: LadderConfig = Field(default_factory=lambda: LadderConfig())
+    mismatch: MismatchConfig = Field(default_factory=lambda: MismatchConfig())
     seed: int = Field(0, ge=0, lt=2**63)
     threads: int = Field(1, ge=1)
     """CPU threads of one trial: torch, numba and OpenMP alike."""
@@ -34,19 +37,21 @@ class TrialConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _resolve(cls, given: Any) -> Any:
-        """The longest length of a ladder is the model's, unless that is given."""
+        """The longest length of a ladder is the model's, unless that is given; which strategies
+        act depends on it."""
         model = given.get("model", {}) if isinstance(given, Mapping) else None
         if not isinstance(model, Mapping):
             return given
-        try:
+        with suppress(KeyError, IndexError, ValueError):
+            # there is none, or the section's own check says what is wrong with it
             longest = LadderConfig.model_validate(given["ladder"]).rungs[-1]
-        except (KeyError, IndexError, ValueError):
-            return given  # there is none, or the section's own check says what is wrong with it
-        return {**given, "model": {"n_seq": longest, **model}}
+            given = {**given, "model": {"n_seq": longest, **model}}
+        return _with_strategies(given)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         _check_lengths(self.ladder.rungs, self.model.n_seq, self.train)
+        check_mismatch(self.mismatch, self.model)
         if self.train.monitor != "off" and self.model.mixer != "bk":
             raise ValueError(
                 f"train.monitor={self.train.monitor} does nothing in a model with "
@@ -85,6 +90,18 @@ def _check_speeds(model: ModelConfig, train: TrainConfig) -> None:
             f"train.speed_lengths must be at least {SHORTEST_TIMED} tokens each, got "
             f"{train.speed_lengths}"
         )
+
+
+def _with_strategies(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    asked = given.get("mismatch")
+    if not isinstance(asked, Mapping) or not any(v is not None for v in asked.values()):
+        return given
+    try:
+        MismatchConfig.model_validate(asked)
+        n_seq = ModelConfig.model_validate(given.get("model", {})).n_seq
+    except ValueError:
+        return given  # the sections' own checks say what is wrong with them
+    return {**given, "mismatch": resolved(asked, n_seq)}
 
 
 def _check_lengths(rungs: tuple[int, ...], n_seq: int, train: TrainConfig) -> None:

@@ -71,6 +71,17 @@ class AttentionMixer(nn.Module):
         projected: Tensor = self.out(mixed.transpose(1, 2).flatten(-2))
         return projected, behind
 
+    def shares(self, hidden_BND: Tensor, position_BN: Tensor, place_Q: Tensor) -> Tensor:
+        """Return how the sites at ``place`` share their attention out, (B, H, Q, N), over a whole
+        row; in float32 at least."""
+        q, k, _ = self._queries_keys_values(hidden_BND)
+        if self.rope:
+            q, k = rotate(q, position_BN), rotate(k, position_BN)
+        score_BHQN = q[:, :, place_Q] @ k.mT / q.shape[-1] ** 0.5
+        ahead_QN = torch.arange(k.shape[2], device=q.device) > place_Q[:, None]
+        precise = torch.promote_types(score_BHQN.dtype, torch.float32)
+        return score_BHQN.to(precise).masked_fill(ahead_QN, -torch.inf).softmax(-1)
+
     def _queries_keys_values(self, hidden_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return them as (B, H, N, C) each."""
         qkv = self.qkv(hidden_BND).unflatten(-1, (3, self.n_heads, -1))

@@ -96,6 +96,13 @@ class BKMixer(nn.Module):
         resonance_BN = torch.hypot(real_BN, imag_BN) * self.eta[head].detach()
         return mixed_BND, behind, torch.stack([torch.atan2(imag_BN, real_BN), resonance_BN], -1)
 
+    def green(self, hidden_BND: Tensor) -> Tensor:
+        """Return each head's left Green's function of whole rows, complex, (B, N, H)."""
+        h_BNH = bounded(self.potential(hidden_BND)) - 2.0
+        none_BN0H = h_BNH.new_zeros(*h_BNH.shape[:2], 0, self.n_heads)
+        g_BN2H = causal_resolvent(h_BNH, none_BN0H, self.energy, self.eta)
+        return torch.complex(g_BN2H[:, :, 0], g_BN2H[:, :, 1])
+
     def _mixed(
         self, hidden_BND: Tensor, there_BN: Tensor | None, state: State | None
     ) -> tuple[Tensor, State, Tensor]:

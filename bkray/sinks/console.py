@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bkray.events import (
+    CellDone,
     EvalDone,
     Event,
     Rewound,
@@ -89,7 +90,7 @@ class ConsoleView:
         if isinstance(event, TrialStarted):
             line = self._lines[trial_id] = _started(event, self._swept)
         _note(line, event)
-        if self._live is None or isinstance(event, Warned | RungDone):
+        if self._live is None or isinstance(event, Warned | RungDone | CellDone):
             self._print(trial_id, line, event)
         else:
             self._draw(self._live)
@@ -113,6 +114,8 @@ class ConsoleView:
                 text = f"warn   {line.label}: {event.message}"
             case Spiked(rule="doubled"):
                 text = f"spike  {line.label}: {_spike(line, event)}"
+            case CellDone():
+                text = f"cell   {line.label}: {_cell(event)}"
             case RungDone():
                 text = f"rung   {line.label}: {_rung(event)}"
             case Rewound():
@@ -211,6 +214,16 @@ def _rung(event: RungDone) -> str:
         words.append(f"Grad {said['gradient_norm']:.2f} +- {said['gradient_norm_std']:.2f}")
     n = int(said["spike_count"])
     return " | ".join([*words, f"{n} spike{'' if n == 1 else 's'}"])
+
+
+def _cell(event: CellDone) -> str:
+    """Return what a length came to when it was read by a strategy."""
+    named = f"{event.n_eval} tokens by {event.strategy}"
+    if not event.metrics:
+        return f"{named}: not applicable"
+    words = [f"{named}: ppl {event.metrics['ppl']:.3f}"]
+    words.append(f"second half {event.metrics['late_ppl']:.3f}")
+    return ", ".join([*words, f"MRR {event.metrics['mrr_long']:.3f}"])
 
 
 def _cells(line: _Line) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bkray.events import (
+    CellDone,
     EvalDone,
     Event,
     Measured,
@@ -75,6 +76,8 @@ def _begins(row: dict[str, Any], before: dict[str, Any]) -> bool:
         return True
     if row["kind"] == "steps":  # the pairs of every step come first
         return bool(row["name"] == _LOSS and before["name"] != _NORM)
+    if row["kind"] == "cell" and row["name"].endswith("/applicable"):
+        return True
     return (row["step"], row["split"]) != (before["step"], before["split"])
 
 
@@ -91,6 +94,8 @@ def _event(rows: Rows, tokens: int) -> Event:
             return Measured(step=step, metrics=values)
         case "rung":
             return _rung(step, values)
+        case "cell":
+            return _cell(step, values)
         case "memory":
             return MemoryPeak(step=step, peak_mib=values["system/peak_memory_mib"])
         case "rewind":
@@ -108,6 +113,13 @@ def _rung(step: int, values: dict[str, float]) -> RungDone:
     diverged = bool(metrics.pop("diverged"))
     n_seq = int(length.removeprefix("seq"))
     return RungDone(step=step, n_seq=n_seq, diverged=diverged, metrics=metrics)
+
+
+def _cell(step: int, values: dict[str, float]) -> CellDone:
+    _, n_eval, strategy, _ = next(iter(values)).split("/", 3)
+    metrics = {name.split("/", 3)[3]: value for name, value in values.items()}
+    del metrics["applicable"]
+    return CellDone(step=step, n_eval=int(n_eval), strategy=strategy, metrics=metrics)
 
 
 def _window(rows: Rows) -> StepsDone:
