@@ -110,8 +110,7 @@ def use_threads(n_threads: int) -> None:
 
 def warm_up(trial: Run) -> None:
     """Compile what the model needs, so that no clock counts it; draws no random number."""
-    inputs_WN, _ = trial.validation
-    rung = trial.rung
+    (inputs_WN, _), rung = trial.validation, trial.rung
     n_sites = min(rung.n_seq, trial.config.train.chunk or rung.n_seq)
     n_rows = rung.rows // (trial.split * trial.team.size)
     tokens_BN = inputs_WN[:1, :n_sites].expand(n_rows, -1).to(trial.device)

@@ -29,12 +29,14 @@ def show(folder: Path, as_json: AsJson = False) -> int:
     length ladder as in its long_context_results.json, else null;
     "comparison" are the families of one with their verdicts, and the
     speeds of its rivals by length, else null;
+    "mismatch" are the cells of a mismatch sweep with their verdicts;
     "frontier" is what a sweep with --frontier found, else null.
     """
     from bkray.report import comparison, configurations, products, ranking, tables
+    from bkray.report import mismatch as lengths
     from bkray.report.ladder import ladder, plain
 
-    rows, climbed = tables.collect(folder), ladder(folder)
+    rows, climbed, cells = tables.collect(folder), ladder(folder), lengths.mismatch(folder)
     families = comparison.compared(folder, rows)
     objectives = tables.objectives(folder)
     frontier = folder / FILE
@@ -50,11 +52,12 @@ def show(folder: Path, as_json: AsJson = False) -> int:
                 "products_missing": products.missing(rows),
                 "ladder": climbed and plain(climbed),
                 "comparison": families and comparison.plain(families),
+                "mismatch": lengths.plain(cells),
                 "frontier": swept,
             }
         )
     else:
-        print_tables(rows, objectives, climbed, families)
+        print_tables(rows, objectives, climbed, families, cells)
         if swept is not None:
             print(f"\nverdict: {swept['verdict']}")
     return 0
@@ -64,7 +67,8 @@ def report(folder: Path, as_json: AsJson = False) -> int:
     """Write one offline HTML page, PNGs and a CSV of a running or finished sweep, into its folder.
 
     --json prints the paths: "html", "csv", "parquet", "figures" as a list, and
-    "results", the long_context_results.json of a length ladder, else null.
+    "results", the long_context_results.json of a length ladder, else null, and
+    "cells", the mismatch.parquet of a mismatch sweep, else null.
     """
     from bkray.report.render import write_report
 
@@ -72,7 +76,7 @@ def report(folder: Path, as_json: AsJson = False) -> int:
     if as_json:
         print_json(dataclasses.asdict(written))
     else:
-        paths = (written.html, written.csv, written.parquet, written.results)
+        paths = (written.html, written.csv, written.parquet, written.results, written.cells)
         print(*filter(None, paths), sep="\n")
         print(f"{folder / 'figures'}: {', '.join(path.name for path in written.figures)}")
     return 0

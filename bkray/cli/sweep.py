@@ -147,7 +147,7 @@ def run(value: Sweep, options: "SweepOptions", as_json: bool, *, resume: bool = 
         ended = run_sweep(value, options, views, resume=resume)
         with room_in(ended.folder):
             written = write_report(ended.folder)
-        results = [written.results] if written.results is not None else []
+        results = [path for path in (written.results, written.cells) if path is not None]
         shown.attach([written.html, *results, *written.figures])
     finally:
         for view in views:
@@ -223,6 +223,7 @@ def _tell(
     from bkray.report.comparison import compared
     from bkray.report.configurations import configurations, front_trials
     from bkray.report.ladder import ladder
+    from bkray.report.mismatch import mismatch
 
     folder = ended.folder
     rows, objectives = tables.collect(folder), tables.objectives(folder)
@@ -230,7 +231,8 @@ def _tell(
     counts = {"folder": str(folder), "outcomes": dict(ended.outcomes)}
     told = {**counts, "n_reused": ended.n_reused, "pareto_front": front}
     if not as_json:
-        print_tables(rows, objectives, ladder(folder), compared(folder, rows))
+        beside = ladder(folder), compared(folder, rows), mismatch(folder)
+        print_tables(rows, objectives, *beside)
     is_over = not (ended.interrupted or ended.out_of_time)
     if is_over and value.at_inference:
         found = sweep_checkpoints(folder, value, searched, as_json)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bkray.cluster.search import Proposal
     from bkray.report.comparison import Compared
     from bkray.report.ladder import Ladder
+    from bkray.report.mismatch import Cell
     from bkray.report.tables import Row
 
 USER_ERROR, NO_SUCCESS, BUDGET_REACHED, INTERRUPTED = 2, 3, 4, 130
@@ -77,6 +78,7 @@ def print_tables(
     objectives: Sequence[Objective],
     ladder: "Ladder | None",
     compared: "Compared | None",
+    mismatch: "Sequence[Cell]",
 ) -> None:
     from rich.console import Console
 
@@ -84,6 +86,6 @@ def print_tables(
 
     console = Console()
     if console.is_terminal:
-        console.print(render(rows, objectives, ladder, compared))
+        console.print(render(rows, objectives, ladder, compared, mismatch))
     else:
-        print(render_text(rows, objectives, ladder, compared))
+        print(render_text(rows, objectives, ladder, compared, mismatch))

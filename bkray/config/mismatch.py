@@ -1,6 +1,7 @@
 """Lengths that a trained model is evaluated at beyond its own, and how it reads them."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -18,7 +19,7 @@ STRATEGIES = (
 
 
 class MismatchConfig(Section):
-    """Evaluation at other lengths than that of training; the knobs act where ``lengths`` are given.
+    """Evaluation at other lengths than the train length; the knobs act where ``lengths`` are.
 
     A trial measures a cell for each length and strategy when it is trained. At ``model.n_seq``
     itself there is one cell, ``retrain``: what a model trained at that length comes to there.
@@ -95,7 +96,7 @@ def check_mismatch(mismatch: MismatchConfig, model: Any) -> None:
     lengths, n_seq = mismatch.evaluated, model.n_seq
     if not lengths:
         return
-    grows = all(a < b for a, b in zip(lengths, lengths[1:], strict=False))
+    grows = all(a < b for a, b in pairwise(lengths))
     if not grows or any(n < n_seq or n % n_seq for n in lengths):
         raise ValueError(
             f"mismatch.lengths must grow and be multiples of model.n_seq={n_seq}, got "

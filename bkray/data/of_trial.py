@@ -10,7 +10,11 @@ from bkray.config import TrialConfig
 from bkray.data.batches import Batches, validation_windows
 from bkray.data.climb import Climb
 from bkray.data.shards import Shards
+from bkray.errors import DataError
 from bkray.rungs import rungs
+
+LEAST_ROWS = 4
+"""Validation rows without which nothing can be said of a length: their halves are compared."""
 
 Pair = tuple[Tensor, Tensor]
 """Inputs and targets."""
@@ -42,7 +46,17 @@ def validation(config: TrialConfig, shards: Shards) -> Pair:
 
     Such trials score the same tokens at any ``model.n_seq``: the last row of a stretch that it
     does not divide is filled up behind it with sites that are ``UNSCORED``.
+
+    Raises:
+        DataError: too little text for windows of any length that is evaluated at.
     """
+    for n_eval in config.mismatch.evaluated:
+        n_fitting = len(windows(shards, "valid", n_eval, LEAST_ROWS)[0])
+        if n_fitting < LEAST_ROWS:
+            raise DataError(
+                f"too little text: the valid split has {n_fitting} rows of mismatch.lengths="
+                f"{n_eval} tokens, and {LEAST_ROWS} are needed; give more text or shorter lengths"
+            )
     n_seq, plan = config.model.n_seq, config.train
     stretch = plan.eval_stretch or n_seq
     n_stretches = plan.eval_windows // -(-stretch // n_seq)

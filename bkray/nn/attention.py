@@ -80,7 +80,8 @@ class AttentionMixer(nn.Module):
         score_BHQN = q[:, :, place_Q] @ k.mT / q.shape[-1] ** 0.5
         ahead_QN = torch.arange(k.shape[2], device=q.device) > place_Q[:, None]
         precise = torch.promote_types(score_BHQN.dtype, torch.float32)
-        return score_BHQN.to(precise).masked_fill(ahead_QN, -torch.inf).softmax(-1)
+        seen_BHQN: Tensor = score_BHQN.to(precise).masked_fill(ahead_QN, -torch.inf)
+        return seen_BHQN.softmax(-1)
 
     def _queries_keys_values(self, hidden_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return them as (B, H, N, C) each."""

@@ -11,12 +11,13 @@ from urllib.parse import quote
 from bkray.columns import COLUMNS
 from bkray.config import DataConfig
 from bkray.events import OUTCOMES
-from bkray.report import ladder_words, promises
+from bkray.report import ladder_words, mismatch_page, mismatch_plots, promises
 from bkray.report.comparison import Compared
 from bkray.report.configurations import Configuration, front_trials
 from bkray.report.ladder import FILE, Ladder
 from bkray.report.ladder_plots import PREFIX
 from bkray.report.markup import Column, facts, json_in_script, script_in_script, table
+from bkray.report.mismatch import Cell
 from bkray.report.ranking import front_verdict, kind, label, leaderboard
 from bkray.report.sections import combined_section, comparison_section, parts_section
 from bkray.report.tables import Row
@@ -38,6 +39,7 @@ def page(
     figures: Sequence[Figure],
     ladder: Ladder | None = None,
     compared: Compared | None = None,
+    mismatch: Sequence[Cell] = (),
 ) -> str:
     """Return the whole page.
 
@@ -46,7 +48,7 @@ def page(
         rows: those of ``trials.parquet``.
         found: the configurations of the rows, best first.
     """
-    body = _body(record, rows, objectives, found, figures, ladder, compared)
+    body = _body(record, rows, objectives, found, figures, ladder, compared, mismatch)
     content = {
         "specs": {figure.name: figure.spec for figure in figures},
         "light": theme(dark=False),
@@ -70,10 +72,12 @@ def _body(
     figures: Sequence[Figure],
     ladder: Ladder | None,
     compared: Compared | None,
+    mismatch: Sequence[Cell],
 ) -> str:
     several = any(len(one.rows) > 1 for one in found)
     outcomes = [figure for figure in figures if figure.name == "outcomes"]
-    climbed = [figure for figure in figures if figure.name.startswith(PREFIX)]
+    own = (PREFIX, mismatch_plots.PREFIX)  # a sweep has one of them at most
+    climbed = [figure for figure in figures if figure.name.startswith(own)]
     others = [figure for figure in figures if figure not in (*outcomes, *climbed)]
     sections = [
         _header(record, rows),
@@ -81,6 +85,7 @@ def _body(
         _configurations(found, objectives) if several else "",
         comparison_section(compared),
         _ladder(ladder, climbed),
+        mismatch_page.section(mismatch, map(_figure, climbed)),
         f"<h2>Leaderboard</h2>\n{_leaderboard(rows, objectives, found)}",
         combined_section(rows),
         parts_section(rows),

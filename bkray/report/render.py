@@ -9,11 +9,14 @@ import pyarrow.parquet as pq
 
 from bkray import atomic
 from bkray.report import tables
+from bkray.report.cell_rows import cell_rows, write_cells
 from bkray.report.comparison import compared, contestants
 from bkray.report.configurations import configurations
 from bkray.report.history import read_histories
 from bkray.report.ladder import ladder, write_results
 from bkray.report.ladder_plots import ladder_figures
+from bkray.report.mismatch import mismatch, verdicts
+from bkray.report.mismatch_plots import mismatch_figures
 from bkray.report.page import page
 from bkray.report.plots import figures
 from bkray.report.vega import png
@@ -23,7 +26,8 @@ from bkray.report.vega import png
 class Report:
     """The files of a report, ``trials.parquet`` among them; ``figures`` are PNGs.
 
-    ``results`` is the ``long_context_results.json`` of a length ladder.
+    ``results`` is the ``long_context_results.json`` of a length ladder, ``cells`` the
+    ``mismatch.parquet`` of trials that were evaluated at other lengths.
     """
 
     html: Path
@@ -31,11 +35,12 @@ class Report:
     parquet: Path
     figures: tuple[Path, ...]
     results: Path | None
+    cells: Path | None
 
 
 def write_report(sweep_dir: Path) -> Report:
     """Write ``report.html``, ``trials.csv``, ``figures/*.png`` and ``trials.parquet`` anew, of a
-    length ladder also ``long_context_results.json``.
+    length ladder also ``long_context_results.json``, and ``mismatch.parquet`` of cells.
 
     Each appears whole or not at all. All show the rows of that ``trials.parquet``, also while the
     sweep goes on.
@@ -50,13 +55,19 @@ def write_report(sweep_dir: Path) -> Report:
     ranked = contestants(rows) if families is not None and families.families else rows
     found = configurations(ranked, objectives)
     histories = read_histories(sweep_dir, rows, objectives)
-    drawn = [*figures(found, histories, objectives), *ladder_figures(climbed)]
+    cells, measured = mismatch(sweep_dir), cell_rows(sweep_dir)
+    drawn = [
+        *figures(found, histories, objectives),
+        *ladder_figures(climbed),
+        *mismatch_figures(cells),
+    ]
     report = Report(
         html=sweep_dir / "report.html",
         csv=sweep_dir / "trials.csv",
         parquet=parquet,
         figures=tuple(sweep_dir / "figures" / f"{figure.name}.png" for figure in drawn),
         results=None if climbed is None else write_results(sweep_dir, climbed),
+        cells=write_cells(sweep_dir, measured, verdicts(cells)) if measured else None,
     )
     (sweep_dir / "figures").mkdir(exist_ok=True)
     for figure, path in zip(drawn, report.figures, strict=True):
@@ -65,5 +76,6 @@ def write_report(sweep_dir: Path) -> Report:
     with atomic.replace(report.csv) as temporary:
         csv.write_csv(table, temporary)
     record = json.loads((sweep_dir / "sweep.json").read_text(encoding="utf-8"))
-    atomic.write_text(report.html, page(record, rows, objectives, found, drawn, climbed, families))
+    shown = page(record, rows, objectives, found, drawn, climbed, families, cells)
+    atomic.write_text(report.html, shown)
     return report

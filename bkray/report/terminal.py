@@ -11,10 +11,18 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from bkray.report import comparison_words, ladder_words, parts, products, promises
+from bkray.report import (
+    comparison_words,
+    ladder_words,
+    mismatch_words,
+    parts,
+    products,
+    promises,
+)
 from bkray.report.comparison import Compared, contestants
 from bkray.report.configurations import Configuration, configurations, front
 from bkray.report.ladder import Ladder
+from bkray.report.mismatch import Cell
 from bkray.report.ranking import brief, front_verdict, kind, label, leaderboard, pareto_front
 from bkray.report.tables import Row
 from bkray.stats import Interval
@@ -57,9 +65,10 @@ def render(
     objectives: Sequence[Objective],
     ladder: Ladder | None = None,
     compared: Compared | None = None,
+    mismatch: Sequence[Cell] = (),
 ) -> Group:
-    """Return leaderboard, front, combined speed, ladder, families and verdict for a terminal."""
-    tables, said = _parts(rows, objectives, ladder, compared)
+    """Return leaderboard, front, what only some sweeps have, and verdict for a terminal."""
+    tables, said = _parts(rows, objectives, ladder, compared, mismatch)
     shown = [_rich_table(title, cells) for title, cells in tables.items()]
     return Group(*shown, *map(Text, said))
 
@@ -69,9 +78,10 @@ def render_text(
     objectives: Sequence[Objective],
     ladder: Ladder | None = None,
     compared: Compared | None = None,
+    mismatch: Sequence[Cell] = (),
 ) -> str:
     """Return what ``render`` does as plain lines of any width."""
-    tables, said = _parts(rows, objectives, ladder, compared)
+    tables, said = _parts(rows, objectives, ladder, compared, mismatch)
     return "\n\n".join([*(_plain_table(title, cells) for title, cells in tables.items()), *said])
 
 
@@ -80,6 +90,7 @@ def _parts(
     objectives: Sequence[Objective],
     ladder: Ladder | None,
     compared: Compared | None,
+    mismatch: Sequence[Cell],
 ) -> tuple[dict[str, Cells], list[str]]:
     """Return the tables by their titles, and what is said below them."""
     ranked = contestants(rows) if compared is not None and compared.families else rows
@@ -96,6 +107,9 @@ def _parts(
         for title, columns in comparison_words.tables(compared).items():
             tables[title] = comparison_words.cells(columns)
         said.append("\n".join(comparison_words.sentences(compared)))
+    if mismatch:
+        tables[mismatch_words.TITLE] = mismatch_words.cells(mismatch)
+        said.append("\n".join(mismatch_words.sentences(mismatch)))
     return tables, [words for words in (*said, shown.verdict, _reasons(rows)) if words]
 
 

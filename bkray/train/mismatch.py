@@ -52,9 +52,7 @@ def cells(run: Run, shards: Shards) -> Iterator[CellDone]:
         bench = _Bench(run, shards, n_eval)
         for name in names:
             metrics = bench.measure(name) if bench.applies(name) else {}
-            yield CellDone(
-                step=run.progress.step, n_eval=n_eval, strategy=name, metrics=metrics
-            )
+            yield CellDone(step=run.progress.step, n_eval=n_eval, strategy=name, metrics=metrics)
     run.model.train(was_training)
 
 

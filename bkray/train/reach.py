@@ -35,7 +35,9 @@ def mean_reach(model: nn.Module, tokens_BN: Tensor) -> MeanReach | None:
     for module in model.modules():
         if isinstance(module, AttentionMixer | BKMixer):
             handles.append(
-                module.register_forward_pre_hook(lambda mixer, args: told.append(_of(mixer, *args)))
+                module.register_forward_pre_hook(
+                    lambda mixer, args: told.append(_of(mixer, *args))
+                )
             )
     try:
         model(tokens_BN)

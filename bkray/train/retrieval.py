@@ -16,7 +16,7 @@ NOISE = 0.1
 """Share of the tokens that a copy has from elsewhere: enough that ranking takes some doing."""
 
 RIDGE = 1e-2
-"""Added to the noise's covariance, in its mean variances: fewer pairs than channels span it not."""
+"""Added to the noise's covariance, in mean variances: few pairs do not span all channels."""
 
 TIE = 1e-6
 """Similarities no further apart are equal: rows of one text differ by rounding in a batch."""

@@ -79,7 +79,8 @@ def last_states(model: nn.Module, tokens_BN: Tensor, windows: Sequence[Span]) ->
     """Return the last hidden state of each window's last token, (B, W, D)."""
     with _seen_by_head(model) as seen:
         model(_cut(tokens_BN, windows))
-    return seen[-1][:, -1].unflatten(0, (len(tokens_BN), -1))
+    last_ED = seen[-1][:, -1]
+    return last_ED.view(len(tokens_BN), len(windows), -1)
 
 
 def embedding(state_BWD: Tensor, pool: str) -> Tensor:

@@ -1,0 +1,176 @@
+"""Length mismatch as a person reads it: the table, and what it comes to in words."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from bkray.report.cell_rows import NOT_APPLICABLE
+from bkray.report.mismatch import (
+    ALPHA,
+    GRADES,
+    RISKY_LOSS,
+    SAFE_LOSS,
+    Cell,
+    Criterion,
+    seeds_needed,
+)
+
+TITLE = "Length mismatch"
+_NUMBERS = {
+    "ppl": "ppl",
+    "ppl, 2nd half": "late_ppl",
+    "MRR": "mrr_long",
+    "MRR, short": "mrr_short",
+    "reach": "reach_tokens",
+    "entropy": "entropy_nats",
+    "us/token": "microseconds_per_token",
+    "MiB": "memory_mib",
+}
+_FURTHER = (
+    *("loss_nats", "late_loss_nats", "recall_long", "recall_short", "items", "shift_mean"),
+    *("shift_variance", "shift_correlation", "shift_energy", "shift_energy_null", "shift_p"),
+)
+_LOST = {"perplexity": "ppl lost", "retrieval": "MRR lost"}
+
+Cells = list[list[str]]
+
+
+def cells(found: Sequence[Cell]) -> Cells:
+    """Return the lines of the table, its headings first."""
+    heads = ["model", "train", "at", "strategy", "verdict", "ppl", "2nd half", "lost"]
+    heads += ["MRR", "lost", "short", "merged", "shift", "reach", "entropy", "us/token", "MiB"]
+    return [[*heads, "seeds"], *map(_line, found)]
+
+
+def columns(found: Sequence[Cell]) -> dict[str, list[Any]]:
+    """Return the same table as numbers, and more of them: name to values, one per line."""
+    first = [one.rows[0] for one in found]
+    named: dict[str, list[Any]] = {
+        "model": [row.model for row in first],
+        "train": [row.n_train for row in first],
+        "at": [row.n_eval for row in first],
+        "strategy": [row.strategy for row in first],
+        "verdict": [one.verdict for one in found],
+        "decided": [_decided(one) for one in found],
+    }
+    for name, title in _LOST.items():
+        of_cells = [one.criterion(name) for one in found]
+        named[title] = [c and c.mean for c in of_cells]
+        named[f"{title}, 95% from"] = [c and c.low for c in of_cells]
+        named[f"{title}, to"] = [c and c.high for c in of_cells]
+    named["shift over other text"] = [(c := one.criterion("states")) and c.mean for one in found]
+    named |= {title: [one.mean(name) for one in found] for title, name in _NUMBERS.items()}
+    named["merged items"] = [one.mean("identical_items") for one in found]
+    named |= {name: [one.mean(name) for one in found] for name in _FURTHER}
+    named["seeds"] = [len(one.rows) for one in found]
+    named["n_diverged"] = [one.n_diverged for one in found]
+    return named
+
+
+def sentences(found: Sequence[Cell]) -> list[str]:
+    """Return what the table comes to, a sentence or two each."""
+    n_seeds = max(len(one.rows) for one in found)
+    said = [
+        "Lost is what a cell loses against a model trained at the length it is evaluated at: "
+        "perplexity of the second half of the rows, all strategies on the same tokens, and MRR of "
+        "a retrieval probe. Half of its items are twins that differ in their second half alone; "
+        "merged are items that cannot be told apart any more. Shift is how far the last hidden "
+        "states are from those at the train length, 1 being as far as other text.",
+        f"Safe is up to {SAFE_LOSS:.0%} lost and a shift up to 1, risky above {RISKY_LOSS:.0%}.",
+    ]
+    said += [words for grade in reversed(GRADES) if (words := _of_grade(found, grade))]
+    said += [_idle(found), _sure(found, n_seeds)]
+    return [words for words in said if words]
+
+
+def _of_grade(found: Sequence[Cell], grade: str) -> str:
+    told = [f"{_named(one)} ({_why(one)})" for one in found if one.verdict == grade]
+    return f"{grade.capitalize()}: {'; '.join(told)}." if told else ""
+
+
+def _why(one: Cell) -> str:
+    """Return the numbers behind a verdict: of what made it, and of all where it is safe."""
+    if one.n_diverged:
+        return f"{one.n_diverged} of {len(one.rows)} seeds diverged"
+    made = [c for c in one.criteria if c.grade == one.verdict]
+    return ", ".join(map(_number, made))
+
+
+def _number(one: Criterion) -> str:
+    if one.name == "states":
+        return f"shift {one.mean:.2f}"
+    return f"ppl {one.mean:+.1%}" if one.name == "perplexity" else f"MRR {-one.mean:+.1%}"
+
+
+def _idle(found: Sequence[Cell]) -> str:
+    told = [_named(one) for one in found if one.verdict == NOT_APPLICABLE]
+    if not told:
+        return ""
+    return "Not applicable, for the table of positions ends with the train length: " + (
+        f"{'; '.join(told)}."
+    )
+
+
+def _sure(found: Sequence[Cell], n_seeds: int) -> str:
+    graded = [one for one in found if one.verdict in GRADES]
+    n_decided = sum(one.decided for one in graded)
+    words = (
+        f"Decided by the sign-flip test over seeds at {ALPHA:.0%}: {n_decided} of {len(graded)}"
+    )
+    words += " verdicts; the others are as they stand"
+    if n_seeds < seeds_needed():
+        seeds = f"{n_seeds} seed{'s' if n_seeds > 1 else ''}"
+        words += f", for {seeds} can decide nothing, {seeds_needed()} could"
+    return f"{words}."
+
+
+def _named(one: Cell) -> str:
+    row = one.rows[0]
+    return f"{row.model} {row.n_train} at {row.n_eval} by {row.strategy}"
+
+
+def _line(one: Cell) -> list[str]:
+    row, lost = one.rows[0], {name: one.criterion(name) for name in _LOST}
+    shift, items = one.criterion("states"), one.mean("items")
+    merged = one.mean("identical_items")
+    shown = [_form(one.mean(name), form) for name, form in _FORMS.items()]
+    first = [row.model, str(row.n_train), str(row.n_eval), row.strategy, _verdict(one)]
+    return [
+        *first,
+        *shown[:2],
+        _share(lost["perplexity"]),
+        shown[2],
+        _share(lost["retrieval"]),
+        shown[3],
+        "-" if merged is None or items is None else f"{merged:.0f}/{items:.0f}",
+        _form(None if shift is None else shift.mean, ".2f"),
+        *shown[4:],
+        str(len(one.rows)),
+    ]
+
+
+_FORMS = {
+    "ppl": ".3f",
+    "late_ppl": ".3f",
+    "mrr_long": ".3f",
+    "mrr_short": ".3f",
+    "reach_tokens": ".1f",
+    "entropy_nats": ".2f",
+    "microseconds_per_token": ".1f",
+    "memory_mib": ".1f",
+}
+
+
+def _verdict(one: Cell) -> str:
+    return f"{one.verdict}?" if one.verdict in GRADES and not one.decided else one.verdict
+
+
+def _decided(one: Cell) -> str:
+    return "" if one.verdict not in GRADES else "yes" if one.decided else "as it stands"
+
+
+def _share(one: Criterion | None) -> str:
+    return "-" if one is None else f"{one.mean:+.1%}"
+
+
+def _form(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
