@@ -102,7 +102,12 @@ SWEEP = Sweep(
         ),
         "small": Preset(
             trials=0,
-            overrides={"model.n_layers": 2, "train.steps": 400, "train.eval_every": 200},
+            overrides={
+                "model.n_layers": 2,
+                "train.steps": 300,
+                "train.eval_every": 150,
+                "train.checkpoint_every": 150,
+            },
         ),
         "full": Preset(
             trials=0,

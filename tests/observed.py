@@ -11,10 +11,19 @@ import torch
 from bkray.config import TrialConfig
 from bkray.data.shards import prepare
 from bkray.errors import ConfigError
-from bkray.events import EvalDone, Event, Measured, StepsDone, TrialEnded, TrialStarted
+from bkray.events import (
+    CellDone,
+    EvalDone,
+    Event,
+    Measured,
+    StepsDone,
+    TrialEnded,
+    TrialStarted,
+)
 from bkray.nn.lm import LanguageModel
 from bkray.overrides import flatten
 from bkray.train.checkpoint import NAME
+from bkray.train.mismatch import cells
 from bkray.train.summary import dense_rival, reference_layers, timed_rows
 from bkray.train.window import train_window
 from bkray.trial import compose, run
@@ -73,6 +82,24 @@ def evaluated_losses(config: TrialConfig, folder: Path) -> Any:
 
 def ladder_arms(config: TrialConfig, folder: Path) -> Any:
     return [arm.name for arm in arms(flatten(config))]
+
+
+def cells_of(config: TrialConfig) -> list[CellDone]:
+    """The cells of a model that has learnt nothing yet."""
+    shards = prepare(config.data, config.model.n_seq)
+    return list(cells(compose(config, shards, None), shards))
+
+
+def measured_cells(config: TrialConfig, folder: Path) -> Any:
+    return [(one.n_eval, one.strategy) for one in cells_of(config)]
+
+
+def late_losses_of_cells(config: TrialConfig, folder: Path) -> Any:
+    return [round(one.metrics["late_loss_nats"], 9) for one in cells_of(config)]
+
+
+def probed_items(config: TrialConfig, folder: Path) -> Any:
+    return [one.metrics["items"] for one in cells_of(config)]
 
 
 def evaluated_numbers(config: TrialConfig, folder: Path) -> Any:

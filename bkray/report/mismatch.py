@@ -22,12 +22,14 @@ from bkray.report.cell_rows import (
 )
 from bkray.stats import Interval, bootstrap_interval, sign_flip_p
 
-SAFE_LOSS = 0.02
-"""Share of perplexity or MRR that a safe cell may lose: equal trainings whose sums were rounded
-in another order part by about half of it."""
+SAFE_LOSS, RISKY_LOSS = 0.02, 0.10
+"""Share of perplexity that a cell may lose and be safe, and above which it is risky. Equal
+trainings whose sums were rounded in another order part by about half of the first; the second is
+about what the second of four layers is worth (docs/log.md)."""
 
-RISKY_LOSS = 0.10
-"""From this share on a cell is risky: about what the second of four layers is worth."""
+SAFE_RECALL, RISKY_RECALL = 0.05, 0.20
+"""The same for the share of items that are no longer found first: the shares of cut texts up to
+which ``bkray lengths`` calls truncation fine, and above which it says to train longer."""
 
 SAFE_SHIFT = 1.0
 """Shift of the states, as a multiple of that between halves of the reference text, up to which it
@@ -40,7 +42,7 @@ ALPHA = 0.05
 GRADES = ("safe", "moderate", "risky")
 LIMITS: Mapping[str, tuple[float, float]] = {
     "perplexity": (SAFE_LOSS, RISKY_LOSS),
-    "retrieval": (SAFE_LOSS, RISKY_LOSS),
+    "retrieval": (SAFE_RECALL, RISKY_RECALL),
     "states": (SAFE_SHIFT, math.inf),
 }
 """Of each criterion up to where it is safe, and from where on risky."""
@@ -48,7 +50,7 @@ LIMITS: Mapping[str, tuple[float, float]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Criterion:
-    """What a cell is judged by: share of perplexity lost, share of MRR lost, or shift.
+    """What a cell is judged by: share of perplexity lost, share of items lost, or shift.
 
     ``values`` are those of its seeds, ``grade`` goes by their mean; ``low`` and ``high`` are the
     bootstrap's 95%, for display.
@@ -178,18 +180,13 @@ def _criteria(rows: Sequence[CellRow], again: Mapping[Any, CellRow]) -> list[Cri
         best = again.get((row.model, row.n_eval, row.seed))
         if row.outcome != "ok":
             continue
-        told["states"].append(
-            _ratio(row.metrics, "shift_energy", row.metrics["shift_energy_null"])
-        )
+        other = row.metrics["shift_energy_null"]
+        told["states"].append(row.metrics["shift_energy"] / other if other else math.nan)
         if best is not None and best.outcome == "ok":
             nats = row.metrics["late_loss_nats"] - best.metrics["late_loss_nats"]
             told["perplexity"].append(math.expm1(min(nats, 700.0)))
-            told["retrieval"].append(1 - _ratio(row.metrics, "mrr_long", best.metrics["mrr_long"]))
+            told["retrieval"].append(best.metrics["recall_long"] - row.metrics["recall_long"])
     return [_criterion(name, told[name]) for name in LIMITS if told[name]]
-
-
-def _ratio(metrics: Mapping[str, float], name: str, over: float) -> float:
-    return metrics[name] / over if over else math.nan
 
 
 def _criterion(name: str, values: Sequence[float]) -> Criterion:

@@ -8,7 +8,9 @@ from bkray.report.mismatch import (
     ALPHA,
     GRADES,
     RISKY_LOSS,
+    RISKY_RECALL,
     SAFE_LOSS,
+    SAFE_RECALL,
     Cell,
     Criterion,
     seeds_needed,
@@ -18,6 +20,8 @@ TITLE = "Length mismatch"
 _NUMBERS = {
     "ppl": "ppl",
     "ppl, 2nd half": "late_ppl",
+    "recall": "recall_long",
+    "recall, short": "recall_short",
     "MRR": "mrr_long",
     "MRR, short": "mrr_short",
     "reach": "reach_tokens",
@@ -26,10 +30,10 @@ _NUMBERS = {
     "MiB": "memory_mib",
 }
 _FURTHER = (
-    *("loss_nats", "late_loss_nats", "recall_long", "recall_short", "items", "shift_mean"),
+    *("loss_nats", "late_loss_nats", "items", "shift_mean"),
     *("shift_variance", "shift_correlation", "shift_energy", "shift_energy_null", "shift_p"),
 )
-_LOST = {"perplexity": "ppl lost", "retrieval": "MRR lost"}
+_LOST = {"perplexity": "ppl lost", "retrieval": "items lost"}
 
 Cells = list[list[str]]
 
@@ -37,7 +41,7 @@ Cells = list[list[str]]
 def cells(found: Sequence[Cell]) -> Cells:
     """Return the lines of the table, its headings first."""
     heads = ["model", "train", "at", "strategy", "verdict", "ppl", "2nd half", "lost"]
-    heads += ["MRR", "lost", "short", "merged", "shift", "reach", "entropy", "us/token", "MiB"]
+    heads += ["recall", "lost", "MRR", "merged", "shift", "reach", "entropy", "us/token", "MiB"]
     return [[*heads, "seeds"], *map(_line, found)]
 
 
@@ -70,12 +74,17 @@ def sentences(found: Sequence[Cell]) -> list[str]:
     """Return what the table comes to, a sentence or two each."""
     n_seeds = max(len(one.rows) for one in found)
     said = [
-        "Lost is what a cell loses against a model trained at the length it is evaluated at: "
-        "perplexity of the second half of the rows, all strategies on the same tokens, and MRR of "
-        "a retrieval probe. Half of its items are twins that differ in their second half alone; "
-        "merged are items that cannot be told apart any more. Shift is how far the last hidden "
-        "states are from those at the train length, 1 being as far as other text.",
-        f"Safe is up to {SAFE_LOSS:.0%} lost and a shift up to 1, risky above {RISKY_LOSS:.0%}.",
+        "Lost is against a model trained at the length that is evaluated, on as many tokens: of "
+        "perplexity in the second half of the rows, whose tokens all strategies score alike, "
+        "and of a retrieval probe's items those that noisy copies no longer find first. Half of "
+        "these items are twins that differ in their second half alone; merged are those that "
+        "cannot be told apart any more.",
+        "Shift is how far the last hidden states are from those at the train length, 1 being as "
+        "far as other text. Reach is how many tokens back a mixer looks on average, entropy how "
+        "evenly, in nats.",
+        f"Safe is up to {SAFE_LOSS:.0%} of perplexity and {SAFE_RECALL:.0%} of items lost and a "
+        f"shift up to 1; risky is above {RISKY_LOSS:.0%} or {RISKY_RECALL:.0%}; the rest is "
+        "moderate.",
     ]
     said += [words for grade in reversed(GRADES) if (words := _of_grade(found, grade))]
     said += [_idle(found), _sure(found, n_seeds)]
@@ -83,31 +92,37 @@ def sentences(found: Sequence[Cell]) -> list[str]:
 
 
 def _of_grade(found: Sequence[Cell], grade: str) -> str:
-    told = [f"{_named(one)} ({_why(one)})" for one in found if one.verdict == grade]
-    return f"{grade.capitalize()}: {'; '.join(told)}." if told else ""
+    """Return the cells of a grade by strategy, with the numbers that made it unless it is safe."""
+    told = [one for one in found if one.verdict == grade]
+    by_strategy: dict[str, list[str]] = {}
+    for one in told:
+        why = f" ({_why(one)})" if grade != "safe" else ""
+        by_strategy.setdefault(one.rows[0].strategy, []).append(f"{_named(one)}{why}")
+    parts = [f"{strategy}: {', '.join(names)}" for strategy, names in by_strategy.items()]
+    return f"{grade.capitalize()} - {'; '.join(parts)}." if told else ""
 
 
 def _why(one: Cell) -> str:
-    """Return the numbers behind a verdict: of what made it, and of all where it is safe."""
+    """Return the numbers that made a verdict."""
     if one.n_diverged:
         return f"{one.n_diverged} of {len(one.rows)} seeds diverged"
-    made = [c for c in one.criteria if c.grade == one.verdict]
-    return ", ".join(map(_number, made))
+    return ", ".join(_number(c) for c in one.criteria if c.grade == one.verdict)
 
 
 def _number(one: Criterion) -> str:
-    if one.name == "states":
-        return f"shift {one.mean:.2f}"
-    return f"ppl {one.mean:+.1%}" if one.name == "perplexity" else f"MRR {-one.mean:+.1%}"
+    match one.name:
+        case "perplexity":
+            return f"perplexity {one.mean:+.1%}"
+        case "retrieval":
+            return f"items {-one.mean:+.1%}"
+        case _:
+            return f"shift {one.mean:.2f}"
 
 
 def _idle(found: Sequence[Cell]) -> str:
     told = [_named(one) for one in found if one.verdict == NOT_APPLICABLE]
-    if not told:
-        return ""
-    return "Not applicable, for the table of positions ends with the train length: " + (
-        f"{'; '.join(told)}."
-    )
+    why = "the table of positions ends with the train length"
+    return f"Not applicable - extrapolate: {', '.join(told)}: {why}." if told else ""
 
 
 def _sure(found: Sequence[Cell], n_seeds: int) -> str:
@@ -125,7 +140,7 @@ def _sure(found: Sequence[Cell], n_seeds: int) -> str:
 
 def _named(one: Cell) -> str:
     row = one.rows[0]
-    return f"{row.model} {row.n_train} at {row.n_eval} by {row.strategy}"
+    return f"{row.model} {row.n_train} at {row.n_eval}"
 
 
 def _line(one: Cell) -> list[str]:
@@ -151,8 +166,8 @@ def _line(one: Cell) -> list[str]:
 _FORMS = {
     "ppl": ".3f",
     "late_ppl": ".3f",
+    "recall_long": ".3f",
     "mrr_long": ".3f",
-    "mrr_short": ".3f",
     "reach_tokens": ".1f",
     "entropy_nats": ".2f",
     "microseconds_per_token": ".1f",
@@ -161,7 +176,9 @@ _FORMS = {
 
 
 def _verdict(one: Cell) -> str:
-    return f"{one.verdict}?" if one.verdict in GRADES and not one.decided else one.verdict
+    """Return the verdict and what made it: ``risky: perplexity``."""
+    made = [c.name for c in one.criteria if c.grade == one.verdict != GRADES[0]]
+    return f"{one.verdict}: {', '.join(made)}" if made else one.verdict
 
 
 def _decided(one: Cell) -> str:

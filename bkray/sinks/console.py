@@ -90,7 +90,7 @@ class ConsoleView:
         if isinstance(event, TrialStarted):
             line = self._lines[trial_id] = _started(event, self._swept)
         _note(line, event)
-        if self._live is None or isinstance(event, Warned | RungDone | CellDone):
+        if self._live is None or isinstance(event, Warned | RungDone):
             self._print(trial_id, line, event)
         else:
             self._draw(self._live)
@@ -223,7 +223,7 @@ def _cell(event: CellDone) -> str:
         return f"{named}: not applicable"
     words = [f"{named}: ppl {event.metrics['ppl']:.3f}"]
     words.append(f"second half {event.metrics['late_ppl']:.3f}")
-    return ", ".join([*words, f"MRR {event.metrics['mrr_long']:.3f}"])
+    return ", ".join([*words, f"recall {event.metrics['recall_long']:.3f}"])
 
 
 def _cells(line: _Line) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from bkray.events import (
+    CellDone,
     EvalDone,
     Event,
     Rewound,
@@ -114,6 +115,19 @@ def test_a_length_of_a_ladder_is_a_line() -> None:
     assert plain([started("seq-2048"), *told])[1:] == [
         "rung   seq-2048 seed=0: seq 2048  Step 100 | Loss 2.3457 | Grad 1.23 +- 0.20 | 2 spikes",
         "rung   seq-2048 seed=0: seq 2048  Step 7 | DIVERGED | Grad 1.23 +- 0.20 | 1 spike",
+    ]
+
+
+def test_a_cell_is_a_line() -> None:
+    numbers = {"ppl": 5.1234, "late_ppl": 5.2, "recall_long": 0.75}
+    told = [
+        CellDone(step=9, n_eval=512, strategy=name, metrics=metrics)
+        for name, metrics in (("truncate", numbers), ("extrapolate", {}))
+    ]
+    assert plain([started("bk-none-256"), *told])[1:] == [
+        "cell   bk-none-256 seed=0: 512 tokens by truncate: ppl 5.123, second half 5.200, "
+        "recall 0.750",
+        "cell   bk-none-256 seed=0: 512 tokens by extrapolate: not applicable",
     ]
 
 

@@ -13,6 +13,7 @@ import pytest
 from test_parquet import ended, evaluation, started, window
 
 from bkray.events import (
+    CellDone,
     EvalDone,
     Event,
     Measured,
@@ -93,6 +94,9 @@ def made_up(choose: random.Random, first: int) -> Iterator[Event]:
             to_step = (step - 17) // 16 * 16
             yield Rewound(step=step, to_step=to_step)
             step = to_step
+    for n_eval, strategy in ((32, "truncate"), (32, "extrapolate"), (64, "truncate")):
+        metrics = {} if strategy == "extrapolate" else {"ppl": choose.random(), "mrr_long": 1.0}
+        yield CellDone(step=step, n_eval=n_eval, strategy=strategy, metrics=metrics)
     yield Measured(step=step, metrics={"speed/speedup_measured": 1.5, "speed/flops": 2.0})
     summary = {"best_val_loss_nats": math.nan, "steps": step, "advice": None, "device": "cpu"}
     yield TrialEnded(step=step, outcome="ok", reason="all steps done", summary=summary)
@@ -104,6 +108,8 @@ def test_the_rows_of_the_events_are_the_rows_that_were_written(seed: int, tmp_pa
     said = list(made_up(choose, 0))
     keep(tmp_path, [started(), *said])
     assert replayed(tmp_path) == written(tmp_path)
+    cells = [event for event in said if isinstance(event, CellDone)]
+    assert [event for event in read_events(tmp_path) if isinstance(event, CellDone)] == cells
     windows = [event for event in said if isinstance(event, StepsDone)]
     assert len(windows) > 5
     if not any(isinstance(event, Rewound) for event in said):

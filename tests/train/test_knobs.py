@@ -26,10 +26,13 @@ from observed import (
     interventions,
     ladder_arms,
     last_losses,
+    late_losses_of_cells,
     layers_run,
     lengths_timed,
+    measured_cells,
     n_params,
     passes_per_step,
+    probed_items,
     rates,
     rival_depth,
     rival_mixer,
@@ -64,6 +67,7 @@ SMALL = {
     "optimizer.warmup_steps": 2,
 }
 CLIMBING = {"ladder.lengths": "4,16"}
+LONGER = {"mismatch.lengths": "32", "mismatch.windows": 4, "mismatch.items": 4}
 BK = {"model.mixer": "bk", "model.n_heads": 4, "model.n_values": 2}
 MAMBA = {"model.mixer": "mamba"}
 ATTENTION = {"model.mixer": "attention", "model.n_heads": 2}
@@ -217,6 +221,11 @@ KNOBS = [
     Knob("ladder.lr_rule", "search", ladder_arms, CLIMBING),
     Knob("ladder.batch", "rows", steps_and_tokens, CLIMBING),
     Knob("ladder.monitor", "both", ladder_arms, {**CLIMBING, **MONITORED}),
+    Knob("mismatch.lengths", "32,64", measured_cells, LONGER),
+    Knob("mismatch.strategies", "truncate", measured_cells, LONGER),
+    Knob("mismatch.overlap", 0.25, late_losses_of_cells, LONGER),
+    Knob("mismatch.windows", 8, late_losses_of_cells, LONGER),
+    Knob("mismatch.items", 8, probed_items, LONGER),
     Knob("seed", 1, first_losses),
     Knob("threads", 2, threads),
     Knob("arm", "dense-2", arm),
