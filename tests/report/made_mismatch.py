@@ -1,4 +1,4 @@
-"""Folders of mismatch sweeps that nobody trained: cells with given numbers, written as a sweep does."""
+"""Folders of mismatch sweeps that nobody trained: cells with given numbers."""
 
 import json
 import math

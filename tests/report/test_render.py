@@ -258,7 +258,7 @@ def test_the_verb_prints_the_paths_that_it_wrote(
     said = subprocess.run(command, capture_output=True, text=True, check=False)
     assert said.returncode == 0
     paths = json.loads(said.stdout)
-    assert set(paths) == {"html", "csv", "parquet", "figures", "results"}
+    assert set(paths) == {"html", "csv", "parquet", "figures", "results", "cells"}
     found = [paths["html"], paths["csv"], paths["parquet"], *paths["figures"]]
     assert all(Path(path).is_file() for path in found)
     plain = say_here("report", str(sweep)).stdout
