@@ -1,7 +1,9 @@
 """Train length against evaluation length: what each strategy costs, and how safe it is.
 
 A cell is judged by what it loses against ``retrain``, a model trained at the evaluation length on
-as many tokens, with the same seed, on the same text.
+as many tokens, with the same seed, on the same text. Its perplexity is also held against that of
+its own windows of the train length, and the better of the two counts: else a badly trained model
+would make everything safe.
 """
 
 import math
@@ -149,7 +151,8 @@ def is_decided(verdict: str, criteria: Sequence[Criterion]) -> bool:
 
 
 def seeds_needed(n_criteria: int = len(LIMITS)) -> int:
-    """Return from how many seeds on a verdict can be decided."""
+    """Return from how many seeds on a verdict can be decided that takes one of ``n_criteria``;
+    that all are below their borders takes as many as for one."""
     return math.ceil(math.log2(n_criteria / ALPHA))
 
 
@@ -183,7 +186,8 @@ def _criteria(rows: Sequence[CellRow], again: Mapping[Any, CellRow]) -> list[Cri
         other = row.metrics["shift_energy_null"]
         told["states"].append(row.metrics["shift_energy"] / other if other else math.nan)
         if best is not None and best.outcome == "ok":
-            nats = row.metrics["late_loss_nats"] - best.metrics["late_loss_nats"]
+            rivals = best.metrics["late_loss_nats"], row.metrics["own_late_loss_nats"]
+            nats = row.metrics["late_loss_nats"] - min(rivals)
             told["perplexity"].append(math.expm1(min(nats, 700.0)))
             told["retrieval"].append(best.metrics["recall_long"] - row.metrics["recall_long"])
     return [_criterion(name, told[name]) for name in LIMITS if told[name]]

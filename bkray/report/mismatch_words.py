@@ -30,7 +30,7 @@ _NUMBERS = {
     "MiB": "memory_mib",
 }
 _FURTHER = (
-    *("loss_nats", "late_loss_nats", "items", "shift_mean"),
+    *("loss_nats", "late_loss_nats", "own_late_loss_nats", "items", "shift_mean"),
     *("shift_variance", "shift_correlation", "shift_energy", "shift_energy_null", "shift_p"),
 )
 _LOST = {"perplexity": "ppl lost", "retrieval": "items lost"}
@@ -74,11 +74,11 @@ def sentences(found: Sequence[Cell]) -> list[str]:
     """Return what the table comes to, a sentence or two each."""
     n_seeds = max(len(one.rows) for one in found)
     said = [
-        "Lost is against a model trained at the length that is evaluated, on as many tokens: of "
-        "perplexity in the second half of the rows, whose tokens all strategies score alike, "
-        "and of a retrieval probe's items those that noisy copies no longer find first. Half of "
-        "these items are twins that differ in their second half alone; merged are those that "
-        "cannot be told apart any more.",
+        "Lost is against a model trained at the length that is evaluated, on as many tokens: of a "
+        "retrieval probe's items those that noisy copies no longer find first, and of perplexity, "
+        "in the second half of the rows, what the better of that model and of own windows of the "
+        "train length has, on the same tokens. Half of the items are twins that differ in their "
+        "second half alone; merged are those that cannot be told apart any more.",
         "Shift is how far the last hidden states are from those at the train length, 1 being as "
         "far as other text. Reach is how many tokens back a mixer looks on average, entropy how "
         "evenly, in nats.",
@@ -134,7 +134,9 @@ def _sure(found: Sequence[Cell], n_seeds: int) -> str:
     words += " verdicts; the others are as they stand"
     if n_seeds < seeds_needed():
         seeds = f"{n_seeds} seed{'s' if n_seeds > 1 else ''}"
-        words += f", for {seeds} can decide nothing, {seeds_needed()} could"
+        words += (
+            f": of {seeds}, where safe takes {seeds_needed(1)} and the others {seeds_needed()}"
+        )
     return f"{words}."
 
 

@@ -86,7 +86,8 @@ class _Bench:
             short_IN = retrieval.twinned(windows(shards, "valid", self.n_train, config.items)[0])
             self.short = self._ranked(row, "none", short_IN)
             near = strategies.spans("sliding_window", n_eval, self.n_train, self.n_train // 2)
-            self.reference_RMD = self._lines(near, "none").state_RMD
+            self.near = self._lines(near, "none")
+            """By the second halves of windows of the train length: as the model is used to."""
 
     def applies(self, strategy: str) -> bool:
         """Say whether the model can follow the strategy: a table of positions has an end."""
@@ -98,7 +99,9 @@ class _Bench:
         lines = self._lines(spans, pool)
         metrics = loss_metrics(lines.loss_RN)
         if strategy != "retrain":
-            moved = shift(lines.state_RMD, self.reference_RMD)
+            own = loss_metrics(self.near.loss_RN)["late_loss_nats"]
+            moved = shift(lines.state_RMD, self.near.state_RMD)
+            metrics |= {"own_late_loss_nats": own}
             metrics |= {f"shift_{name}": value for name, value in moved._asdict().items()}
             metrics |= {"mrr_short": self.short.mrr, "recall_short": self.short.recall}
         n_seen = spans[0][1] - spans[0][0]

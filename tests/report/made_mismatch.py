@@ -15,8 +15,10 @@ Cells = Mapping[tuple[int, str], Mapping[str, float] | None]
 """By evaluation length and strategy; ``None`` for what is not applicable."""
 
 
-def numbers(late_loss: float = 1.6, *, recall: float = 0.8, shift: float | None = 0.1) -> Any:
-    """Metrics of a cell; without ``shift`` those of ``retrain``."""
+def numbers(
+    late_loss: float = 1.6, *, recall: float = 0.8, shift: float | None = 0.1, own: float = 9.0
+) -> Any:
+    """Metrics of a cell, ``own`` the loss of its own windows; without ``shift`` of ``retrain``."""
     moved = {"shift_energy": (shift or 0.0) * 0.01, "shift_energy_null": 0.01, "shift_p": 0.5}
     return {
         "loss_nats": late_loss - 0.1,
@@ -24,7 +26,11 @@ def numbers(late_loss: float = 1.6, *, recall: float = 0.8, shift: float | None 
         "late_loss_nats": late_loss,
         "late_ppl": math.exp(late_loss),
         **{f"loss_nats_to_{n}": late_loss + n / 1e4 for n in range(64, 513, 64)},
-        **({} if shift is None else {**moved, "mrr_short": 0.9, "recall_short": 0.85}),
+        **(
+            {}
+            if shift is None
+            else {**moved, "mrr_short": 0.9, "recall_short": 0.85, "own_late_loss_nats": own}
+        ),
         "reach_tokens": 30.0,
         "entropy_nats": 2.5,
         "mrr_long": recall + 0.05,

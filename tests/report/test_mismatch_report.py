@@ -36,6 +36,8 @@ def judged(tmp_path: Path, cell: Any, **further: Any) -> Cell:
         (numbers(1.6), "safe", ["perplexity", "retrieval", "states"]),
         (numbers(1.3, recall=0.9), "safe", ["perplexity", "retrieval", "states"]),
         (numbers(1.65), "moderate", ["perplexity"]),
+        (numbers(1.6, own=1.55), "moderate", ["perplexity"]),
+        (numbers(1.6, own=1.4), "risky", ["perplexity"]),
         (numbers(1.8), "risky", ["perplexity"]),
         (numbers(1.6, recall=0.7), "moderate", ["retrieval"]),
         (numbers(1.6, recall=0.5), "risky", ["retrieval"]),
@@ -159,8 +161,8 @@ def test_the_words_have_the_numbers_behind_each_verdict(sweep: Path) -> None:
     said = "\n".join(sentences(mismatch(sweep)))
     assert "Risky - extrapolate: attention rope 256 at 512 (perplexity +22.1%)." in said
     assert "Safe - extrapolate: bk none 256 at 512." in said
-    assert "0 of 2 verdicts; the others are as they stand, for 2 seeds can decide" in said
-    assert f"{seeds_needed()} could" in said
+    assert "0 of 2 verdicts; the others are as they stand: of 2 seeds, where safe" in said
+    assert (seeds_needed(1), seeds_needed()) == (5, 6)
 
 
 def test_the_report_has_table_figures_and_a_file_of_rows(sweep: Path) -> None:

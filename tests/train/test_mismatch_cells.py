@@ -70,6 +70,8 @@ def test_states_of_windows_like_those_of_training_have_not_moved(
     of_bk: dict[tuple[int, str], dict[str, float]],
 ) -> None:
     seen = of_bk[32, "sliding_window"]
+    for cell in of_bk.values():
+        assert cell["own_late_loss_nats"] == pytest.approx(seen["late_loss_nats"], abs=1e-10)
     assert (seen["shift_energy"], seen["shift_p"]) == pytest.approx((0.0, 1.0), abs=1e-12)
     assert of_bk[32, "extrapolate"]["shift_energy"] > 0
     assert of_bk[32, "truncate"]["reach_tokens"] < of_bk[32, "extrapolate"]["reach_tokens"]
