@@ -7,7 +7,7 @@ import altair as alt
 
 from bkray.report.cell_rows import RETRAIN
 from bkray.report.mismatch import Cell
-from bkray.report.vega import NAMED, Figure, chart, figure, tooltip
+from bkray.report.vega import GREY, NAMED, Figure, chart, figure, tooltip
 
 PREFIX = "mismatch_"
 _BUCKET = "loss_nats_to_"
@@ -44,7 +44,7 @@ def _figure(found: Sequence[Cell], model: str) -> Figure | None:
     )
     words = tooltip("strategy", x="position", y="loss")
     lines = chart(points).mark_line(point=True, opacity=0.9)
-    border = chart([{"x": n_train}]).mark_rule(strokeDash=[4, 3])
+    border = chart([{"x": n_train}]).mark_rule(strokeDash=[4, 3], color=GREY)
     layers: list[alt.SchemaBase] = [
         border.encode(x),
         lines.encode(x, y, color=colour, tooltip=words),

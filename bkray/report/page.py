@@ -76,8 +76,7 @@ def _body(
 ) -> str:
     several = any(len(one.rows) > 1 for one in found)
     outcomes = [figure for figure in figures if figure.name == "outcomes"]
-    own = (PREFIX, mismatch_plots.PREFIX)  # a sweep has one of them at most
-    climbed = [figure for figure in figures if figure.name.startswith(own)]
+    climbed = [one for one in figures if one.name.startswith((PREFIX, mismatch_plots.PREFIX))]
     others = [figure for figure in figures if figure not in (*outcomes, *climbed)]
     sections = [
         _header(record, rows),

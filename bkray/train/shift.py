@@ -64,7 +64,7 @@ def energy_test(seen_RMD: Tensor, reference_RMD: Tensor) -> tuple[float, float]:
     within_a, within_b = _distances(seen_RMD, seen_RMD), _distances(reference_RMD, reference_RMD)
     across_RR = _distances(seen_RMD, reference_RMD)
     # A swap of row r changes the sign of all that its two sets have in the energy distance.
-    signed_RR = across_RR + across_RR.T - within_a - within_b
+    signed_RR = 2 * across_RR - within_a - within_b
     n_rows = len(signed_RR)
     sign_SR = _signs(n_rows)
     energy_S = torch.einsum("sr,rq,sq->s", sign_SR, signed_RR, sign_SR) / n_rows**2

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import write_text
+from torch import Tensor
 from trials import of, play, short_config
 
 from bkray.config import STRATEGIES, TrialConfig
@@ -15,7 +16,8 @@ from bkray.data.shards import prepare
 from bkray.errors import DataError
 from bkray.events import CellDone, StepsDone, TrialEnded, rows
 from bkray.train.evaluate import evaluate
-from bkray.train.mismatch import BUCKETS, cells, loss_metrics
+from bkray.train.mismatch import BUCKETS, PROJECTION_PAIRS, cells, loss_metrics
+from bkray.train.retrieval import fit, noisy, ranking, twinned
 from bkray.trial import compose
 
 MEASURED = {"mismatch.windows": 8, "mismatch.items": 12, "train.precision": "float64"}
@@ -64,6 +66,31 @@ def test_only_cutting_merges_items(of_bk: dict[tuple[int, str], dict[str, float]
     assert merged.pop("truncate") == 6
     assert set(merged.values()) == {0}
     assert of_bk[32, "truncate"]["recall_long"] <= 0.75  # one of two twins at best
+
+
+def test_items_cut_off_are_ranked_by_their_start(text: Path) -> None:
+    config = config_of(text)
+    shards = prepare(config.data, 16)
+    run = compose(config, shards, None)
+    found = {one.strategy: one.metrics for one in cells(run, shards)}
+    run.model.eval()
+
+    def embedded(tokens: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+        handle = run.model.norm.register_forward_hook(lambda _, __, out: seen.append(out))
+        with torch.no_grad():
+            run.model(tokens)
+        handle.remove()
+        return seen[0][:, -1]
+
+    own = windows(shards, "train", 16, PROJECTION_PAIRS)[0]
+    project = fit(embedded(own), embedded(noisy(own)))
+    items = twinned(windows(shards, "valid", 32, 12)[0])
+    for strategy, sites in (("truncate", slice(16)), ("sliding_window", slice(16, 32))):
+        pair = (project(embedded(x[:, sites])) for x in (noisy(items), items))
+        expected = ranking(*pair)
+        seen = found[strategy]
+        assert (seen["mrr_long"], seen["recall_long"]) == pytest.approx(expected, abs=1e-10)
 
 
 def test_states_of_windows_like_those_of_training_have_not_moved(
