@@ -32,13 +32,19 @@ def show(folder: Path, as_json: AsJson = False) -> int:
     "mismatch" are the cells of a mismatch sweep with their verdicts;
     "frontier" is what a sweep with --frontier found, else null.
     """
-    from bkray.report import comparison, configurations, products, ranking, tables
-    from bkray.report import mismatch as lengths
-    from bkray.report.ladder import ladder, plain
+    from bkray.report import (
+        comparison,
+        configurations,
+        ladder,
+        mismatch,
+        products,
+        ranking,
+        tables,
+    )
+    from bkray.report.findings import findings
 
-    rows, climbed, cells = tables.collect(folder), ladder(folder), lengths.mismatch(folder)
-    families = comparison.compared(folder, rows)
-    objectives = tables.objectives(folder)
+    rows, objectives = tables.collect(folder), tables.objectives(folder)
+    known = findings(folder, rows)
     frontier = folder / FILE
     swept = json.loads(frontier.read_text()) if frontier.exists() else None
     if as_json:
@@ -50,14 +56,14 @@ def show(folder: Path, as_json: AsJson = False) -> int:
                 "pareto_front": configurations.front_trials(found, objectives),
                 "products": [dataclasses.asdict(one) for one in products.products(rows)],
                 "products_missing": products.missing(rows),
-                "ladder": climbed and plain(climbed),
-                "comparison": families and comparison.plain(families),
-                "mismatch": lengths.plain(cells),
+                "ladder": known.ladder and ladder.plain(known.ladder),
+                "comparison": known.compared and comparison.plain(known.compared),
+                "mismatch": mismatch.plain(known.mismatch),
                 "frontier": swept,
             }
         )
     else:
-        print_tables(rows, objectives, climbed, families, cells)
+        print_tables(rows, objectives, known)
         if swept is not None:
             print(f"\nverdict: {swept['verdict']}")
     return 0

@@ -220,10 +220,8 @@ def _tell(
     needs any more. Return how it ended, which Ctrl-C may have changed."""
     from bkray.cluster.retention import settle_checkpoints
     from bkray.report import tables
-    from bkray.report.comparison import compared
     from bkray.report.configurations import configurations, front_trials
-    from bkray.report.ladder import ladder
-    from bkray.report.mismatch import mismatch
+    from bkray.report.findings import findings
 
     folder = ended.folder
     rows, objectives = tables.collect(folder), tables.objectives(folder)
@@ -231,8 +229,7 @@ def _tell(
     counts = {"folder": str(folder), "outcomes": dict(ended.outcomes)}
     told = {**counts, "n_reused": ended.n_reused, "pareto_front": front}
     if not as_json:
-        beside = ladder(folder), compared(folder, rows), mismatch(folder)
-        print_tables(rows, objectives, *beside)
+        print_tables(rows, objectives, findings(folder, rows))
     is_over = not (ended.interrupted or ended.out_of_time)
     if is_over and value.at_inference:
         found = sweep_checkpoints(folder, value, searched, as_json)

@@ -15,9 +15,7 @@ from bkray.sweep import Objective
 
 if TYPE_CHECKING:
     from bkray.cluster.search import Proposal
-    from bkray.report.comparison import Compared
-    from bkray.report.ladder import Ladder
-    from bkray.report.mismatch import Cell
+    from bkray.report.findings import Findings
     from bkray.report.tables import Row
 
 USER_ERROR, NO_SUCCESS, BUDGET_REACHED, INTERRUPTED = 2, 3, 4, 130
@@ -73,19 +71,13 @@ def where_to_look(uri: str, runs: Path, path: str | None) -> str:
     )
 
 
-def print_tables(
-    rows: "list[Row]",
-    objectives: Sequence[Objective],
-    ladder: "Ladder | None",
-    compared: "Compared | None",
-    mismatch: "Sequence[Cell]",
-) -> None:
+def print_tables(rows: "list[Row]", objectives: Sequence[Objective], findings: "Findings") -> None:
     from rich.console import Console
 
     from bkray.report.terminal import render, render_text
 
     console = Console()
     if console.is_terminal:
-        console.print(render(rows, objectives, ladder, compared, mismatch))
+        console.print(render(rows, objectives, findings))
     else:
-        print(render_text(rows, objectives, ladder, compared, mismatch))
+        print(render_text(rows, objectives, findings))

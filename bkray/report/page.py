@@ -12,12 +12,11 @@ from bkray.columns import COLUMNS
 from bkray.config import DataConfig
 from bkray.events import OUTCOMES
 from bkray.report import ladder_words, mismatch_page, mismatch_plots, promises
-from bkray.report.comparison import Compared
 from bkray.report.configurations import Configuration, front_trials
+from bkray.report.findings import NOTHING, Findings
 from bkray.report.ladder import FILE, Ladder
 from bkray.report.ladder_plots import PREFIX
 from bkray.report.markup import Column, facts, json_in_script, script_in_script, table
-from bkray.report.mismatch import Cell
 from bkray.report.ranking import front_verdict, kind, label, leaderboard
 from bkray.report.sections import combined_section, comparison_section, parts_section
 from bkray.report.tables import Row
@@ -37,9 +36,7 @@ def page(
     objectives: Sequence[Objective],
     found: Sequence[Configuration],
     figures: Sequence[Figure],
-    ladder: Ladder | None = None,
-    compared: Compared | None = None,
-    mismatch: Sequence[Cell] = (),
+    findings: Findings = NOTHING,
 ) -> str:
     """Return the whole page.
 
@@ -48,7 +45,7 @@ def page(
         rows: those of ``trials.parquet``.
         found: the configurations of the rows, best first.
     """
-    body = _body(record, rows, objectives, found, figures, ladder, compared, mismatch)
+    body = _body(record, rows, objectives, found, figures, findings)
     content = {
         "specs": {figure.name: figure.spec for figure in figures},
         "light": theme(dark=False),
@@ -70,9 +67,7 @@ def _body(
     objectives: Sequence[Objective],
     found: Sequence[Configuration],
     figures: Sequence[Figure],
-    ladder: Ladder | None,
-    compared: Compared | None,
-    mismatch: Sequence[Cell],
+    findings: Findings,
 ) -> str:
     several = any(len(one.rows) > 1 for one in found)
     outcomes = [figure for figure in figures if figure.name == "outcomes"]
@@ -82,9 +77,9 @@ def _body(
         _header(record, rows),
         _verdict(rows, objectives, found if several else ()),
         _configurations(found, objectives) if several else "",
-        comparison_section(compared),
-        _ladder(ladder, climbed),
-        mismatch_page.section(mismatch, map(_figure, climbed)),
+        comparison_section(findings.compared),
+        _ladder(findings.ladder, climbed),
+        mismatch_page.section(findings.mismatch, map(_figure, climbed)),
         f"<h2>Leaderboard</h2>\n{_leaderboard(rows, objectives, found)}",
         combined_section(rows),
         parts_section(rows),
@@ -93,7 +88,7 @@ def _body(
         "<h2>Outcomes</h2>",
         *map(_figure, outcomes),
         _reasons(rows),
-        _files(figures, ladder),
+        _files(figures, findings.ladder),
     ]
     return "\n".join(sections)
 

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 from bkray import atomic
 from bkray.report import tables
 from bkray.report.cell_rows import cell_rows, write_cells
-from bkray.report.comparison import compared, contestants
 from bkray.report.configurations import configurations
+from bkray.report.findings import findings
 from bkray.report.history import read_histories
-from bkray.report.ladder import ladder, write_results
+from bkray.report.ladder import write_results
 from bkray.report.ladder_plots import ladder_figures
-from bkray.report.mismatch import mismatch, verdicts
+from bkray.report.mismatch import verdicts
 from bkray.report.mismatch_plots import mismatch_figures
 from bkray.report.page import page
 from bkray.report.plots import figures
@@ -51,23 +51,21 @@ def write_report(sweep_dir: Path) -> Report:
     parquet = tables.write_trials_parquet(sweep_dir)
     table = pq.read_table(parquet)
     rows, objectives = table.to_pylist(), tables.objectives(sweep_dir)
-    families, climbed = compared(sweep_dir, rows), ladder(sweep_dir)
-    ranked = contestants(rows) if families is not None and families.families else rows
-    found = configurations(ranked, objectives)
+    known, measured = findings(sweep_dir, rows), cell_rows(sweep_dir)
+    found = configurations(known.ranked(rows), objectives)
     histories = read_histories(sweep_dir, rows, objectives)
-    cells, measured = mismatch(sweep_dir), cell_rows(sweep_dir)
     drawn = [
         *figures(found, histories, objectives),
-        *ladder_figures(climbed),
-        *mismatch_figures(cells),
+        *ladder_figures(known.ladder),
+        *mismatch_figures(known.mismatch),
     ]
     report = Report(
         html=sweep_dir / "report.html",
         csv=sweep_dir / "trials.csv",
         parquet=parquet,
         figures=tuple(sweep_dir / "figures" / f"{figure.name}.png" for figure in drawn),
-        results=None if climbed is None else write_results(sweep_dir, climbed),
-        cells=write_cells(sweep_dir, measured, verdicts(cells)) if measured else None,
+        results=None if known.ladder is None else write_results(sweep_dir, known.ladder),
+        cells=write_cells(sweep_dir, measured, verdicts(known.mismatch)) if measured else None,
     )
     (sweep_dir / "figures").mkdir(exist_ok=True)
     for figure, path in zip(drawn, report.figures, strict=True):
@@ -76,6 +74,5 @@ def write_report(sweep_dir: Path) -> Report:
     with atomic.replace(report.csv) as temporary:
         csv.write_csv(table, temporary)
     record = json.loads((sweep_dir / "sweep.json").read_text(encoding="utf-8"))
-    shown = page(record, rows, objectives, found, drawn, climbed, families, cells)
-    atomic.write_text(report.html, shown)
+    atomic.write_text(report.html, page(record, rows, objectives, found, drawn, known))
     return report

@@ -19,10 +19,8 @@ from bkray.report import (
     products,
     promises,
 )
-from bkray.report.comparison import Compared, contestants
 from bkray.report.configurations import Configuration, configurations, front
-from bkray.report.ladder import Ladder
-from bkray.report.mismatch import Cell
+from bkray.report.findings import NOTHING, Findings
 from bkray.report.ranking import brief, front_verdict, kind, label, leaderboard, pareto_front
 from bkray.report.tables import Row
 from bkray.stats import Interval
@@ -61,40 +59,28 @@ class _Shown(NamedTuple):
 
 
 def render(
-    rows: Sequence[Row],
-    objectives: Sequence[Objective],
-    ladder: Ladder | None = None,
-    compared: Compared | None = None,
-    mismatch: Sequence[Cell] = (),
+    rows: Sequence[Row], objectives: Sequence[Objective], findings: Findings = NOTHING
 ) -> Group:
     """Return leaderboard, front, what only some sweeps have, and verdict for a terminal."""
-    tables, said = _parts(rows, objectives, ladder, compared, mismatch)
+    tables, said = _parts(rows, objectives, findings)
     shown = [_rich_table(title, cells) for title, cells in tables.items()]
     return Group(*shown, *map(Text, said))
 
 
 def render_text(
-    rows: Sequence[Row],
-    objectives: Sequence[Objective],
-    ladder: Ladder | None = None,
-    compared: Compared | None = None,
-    mismatch: Sequence[Cell] = (),
+    rows: Sequence[Row], objectives: Sequence[Objective], findings: Findings = NOTHING
 ) -> str:
     """Return what ``render`` does as plain lines of any width."""
-    tables, said = _parts(rows, objectives, ladder, compared, mismatch)
+    tables, said = _parts(rows, objectives, findings)
     return "\n\n".join([*(_plain_table(title, cells) for title, cells in tables.items()), *said])
 
 
 def _parts(
-    rows: Sequence[Row],
-    objectives: Sequence[Objective],
-    ladder: Ladder | None,
-    compared: Compared | None,
-    mismatch: Sequence[Cell],
+    rows: Sequence[Row], objectives: Sequence[Objective], findings: Findings
 ) -> tuple[dict[str, Cells], list[str]]:
     """Return the tables by their titles, and what is said below them."""
-    ranked = contestants(rows) if compared is not None and compared.families else rows
-    shown = _shown(ranked, objectives)
+    ladder, compared, mismatch = findings
+    shown = _shown(findings.ranked(rows), objectives)
     tables = {"Leaderboard": shown.leaderboard, "Pareto front": shown.front}
     said = [shown.combined_words]
     tables |= {_COMBINED: shown.combined} if shown.combined else {}

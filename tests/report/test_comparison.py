@@ -14,6 +14,7 @@ from bkray.report import tables
 from bkray.report.comparison import Compared, compared, plain, winner
 from bkray.report.comparison_words import sentences
 from bkray.report.configurations import configurations
+from bkray.report.findings import Findings
 from bkray.report.page import page
 from bkray.report.terminal import render_text
 from bkray.sinks.parquet import ParquetSink
@@ -144,7 +145,7 @@ def test_before_the_comparison_there_are_speeds(tmp_path: Path) -> None:
         *("attention", 2048, "train"),
         3.0,
     )
-    assert "Families" not in render_text([], (), None, found)
+    assert "Families" not in render_text([], (), Findings(compared=found))
 
 
 def test_terminal_page_and_json_carry_the_verdicts(tmp_path: Path) -> None:
@@ -152,13 +153,13 @@ def test_terminal_page_and_json_carry_the_verdicts(tmp_path: Path) -> None:
     folder = made(tmp_path / "s", losses)
     found, rows = of(folder), tables.collect(folder)
     objectives = tables.objectives(folder)
-    said = render_text(rows, objectives, None, found)
+    said = render_text(rows, objectives, Findings(compared=found))
     assert "bk wins" in said and "undecided" in said and "search-" not in said
     line = next(one for one in said.splitlines() if one.startswith("attention  8192"))
     assert line.split()[2:5] == ["12", "12", "12"]
     record: dict[str, Any] = json.loads((folder / "sweep.json").read_text())
     ranked = configurations(rows, objectives)
-    html = page(record, rows, objectives, ranked, [], None, found)
+    html = page(record, rows, objectives, ranked, [], Findings(compared=found))
     assert "bk wins" in html and "Speed: time of a rival over that of bk" in html
     data = json.loads(json.dumps(plain(found), allow_nan=False))
     assert [one["winner"] for one in data["families"]] == [None, None, "bk"]

@@ -7,6 +7,7 @@ import pytest
 from made_ladder import LENGTHS, rung, write_ladder, write_rungs
 from rich.console import Console
 
+from bkray.report.findings import Findings
 from bkray.report.ladder import Ladder, ladder, plain
 from bkray.report.ladder_words import cells, columns, sentences
 from bkray.report.tables import collect, objectives
@@ -48,7 +49,7 @@ def test_a_diverged_rung_reads_as_in_the_guides(tmp_path: Path) -> None:
         ["131072", "DIVERGED", "45", "3.45 +- 1.23"],
     ]
     assert columns(of(sweep))["loss"] == [2.0, None]
-    text = render_text(collect(sweep), objectives(sweep), of(sweep))
+    text = render_text(collect(sweep), objectives(sweep), Findings(of(sweep)))
     assert "Length ladder\nseq_len" in text
     assert "131072   DIVERGED           45      3.45 +- 1.23" in text
     assert "Longest stable length: 128 tokens; the next length that diverged: 131,072." in text
@@ -58,7 +59,9 @@ def test_a_terminal_shows_it_too(tmp_path: Path) -> None:
     sweep = write_ladder(tmp_path / "s")
     write_rungs(sweep, rung(128))
     out = io.StringIO()
-    Console(file=out, width=200).print(render(collect(sweep), objectives(sweep), of(sweep)))
+    Console(file=out, width=200).print(
+        render(collect(sweep), objectives(sweep), Findings(of(sweep)))
+    )
     text = out.getvalue()
     assert "Length ladder" in text
     assert "Longest stable length: 128 tokens, the longest tried." in text

@@ -15,6 +15,7 @@ from rich.console import Console
 from bkray.cli.look import report as report_verb
 from bkray.cli.look import show
 from bkray.report.cell_rows import cell_rows
+from bkray.report.findings import Findings
 from bkray.report.mismatch import Cell, mismatch, seeds_needed
 from bkray.report.mismatch_plots import mismatch_figures
 from bkray.report.mismatch_words import cells, columns, sentences
@@ -201,7 +202,7 @@ def test_a_figure_draws_each_strategy_by_position(sweep: Path) -> None:
 def test_a_terminal_shows_it(sweep: Path) -> None:
     out = io.StringIO()
     rows, found = collect(sweep), mismatch(sweep)
-    Console(file=out, width=400).print(render(rows, objectives(sweep), None, found))
+    Console(file=out, width=400).print(render(rows, objectives(sweep), Findings(mismatch=found)))
     assert "Length mismatch" in out.getvalue() and "risky: perplexity" in out.getvalue()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from made_ladder import rung, write_ladder, write_rungs
 
+from bkray.report.findings import Findings
 from bkray.report.ladder import Ladder, ladder, plain
 from bkray.report.ladder_plots import ladder_figures
 from bkray.report.ladder_words import cells as ladder_cells
@@ -47,7 +48,7 @@ def test_each_length_has_a_line_without_the_monitor_and_one_with_it(tmp_path: Pa
     assert [line[-1] for line in lines] == ["2 of 3"] * 4
     heads, *lines = ladder_cells(found)
     assert [line[heads.index("monitor")] for line in lines] == ["off", "on"] * 2
-    text = render_text(collect(tmp_path / "s"), objectives(tmp_path / "s"), found)
+    text = render_text(collect(tmp_path / "s"), objectives(tmp_path / "s"), Findings(found))
     assert "The guides' promises, without the monitor and with it\nseq_len  monitor" in text
 
 
