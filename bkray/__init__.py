@@ -12,4 +12,4 @@ from bkray.sweep import Objective as Objective
 from bkray.sweep import Preset as Preset
 from bkray.sweep import Sweep as Sweep
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
