@@ -30,7 +30,7 @@ sweep: setup
 	$(BIN)/bkray sweep $(SWEEP) --preset $(PRESET)
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 20
 
 check: setup
 	PATH="$(abspath $(BIN)):$$PATH" scripts/check

@@ -11,7 +11,6 @@ from typing import Any, get_args
 
 from bkray.config import MixerName
 from bkray.errors import ConfigError
-from bkray.nn.equal import at_equal_parameters, n_params
 from bkray.overrides import Overrides, acting, build
 from bkray.sweep import (
     OURS,
@@ -104,6 +103,8 @@ def follow(base: Overrides, ended: Sequence[Ended]) -> list[Arm]:
 
 def family(base: Overrides, name: str) -> dict[str, Any]:
     """Return the overrides of a family, as wide as makes its parameters equal to ours."""
+    from bkray.nn.equal import at_equal_parameters, n_params  # torch takes seconds to import
+
     own = {**FAMILIES[name], "train.speed_lengths": None, "train.speed_reference_mixer": OURS}
     if name == OURS:
         return own
