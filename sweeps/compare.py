@@ -9,8 +9,9 @@ each rival in turn with ours.
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from bkray.config import MixerName
+from bkray.config import MixerName, TrialConfig
 from bkray.errors import ConfigError
+from bkray.knobs import acting_knobs
 from bkray.overrides import Overrides, acting, build
 from bkray.sweep import (
     OURS,
@@ -47,7 +48,8 @@ def arms(base: Overrides) -> list[Arm]:
     """Return what comes first: each family at every learning rate, and the rivals' speeds.
 
     Raises:
-        ConfigError: an override for what the arms set, or for a model that has no mixers.
+        ConfigError: an override for what the arms set, for a model that has no mixers, or for a
+            knob of ours that the one timed beside the rivals would not have.
     """
     if base.get("model.build") is not None:
         raise ConfigError("the comparison is of built-in models: leave model.build out")
@@ -57,6 +59,7 @@ def arms(base: Overrides) -> list[Arm]:
             "leave it out"
         )
     config = build(acting(base))
+    check_timed(config)
     own_seed = {"seed": config.seed + OWN_SEED}
     steps = max(1, round(config.train.steps * SEARCH_SHARE))
     # The longest passes are timed first, while others are trained.
@@ -85,6 +88,19 @@ def arms(base: Overrides) -> list[Arm]:
         for lr in (config.optimizer.lr * factor for factor in LR_FACTORS)
     ]
     return timed + searched
+
+
+def check_timed(config: TrialConfig) -> None:
+    """Refuse knobs of our mixer where speeds are measured: the model beside a rival is built from
+    the rival's config, with these at their defaults."""
+    shared = acting_knobs({"mixer": "linear_recurrence"})
+    for name, default in acting_knobs({"mixer": OURS}).items():
+        value = getattr(config.model, name)
+        if config.train.speed_lengths and name not in shared and value != default:
+            raise ConfigError(
+                f"model.{name}={value} would not be timed: rivals are timed beside {OURS} with "
+                f"{default}; leave it out, or set train.speed_lengths=null"
+            )
 
 
 def follow(base: Overrides, ended: Sequence[Ended]) -> list[Arm]:

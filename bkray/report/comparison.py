@@ -51,14 +51,18 @@ class Family:
 class Speed:
     """One pass of a rival beside ours, in turn; ``kind`` is ``train``, ``eval`` or ``stream``.
 
-    ``over_ours`` is by how much the rival takes longer: above 1 ours is faster. Memory is what the
-    pass takes beyond model and state.
+    ``over_ours`` is by how much the rival takes longer, the median of so many ``rounds``: above 1
+    ours is faster. Sweeps before 0.7 have no rounds, least and most. Memory is what the pass takes
+    beyond model and state.
     """
 
     rival: str
     n_seq: int
     kind: str
     over_ours: float
+    least: float | None
+    most: float | None
+    rounds: float | None
     microseconds_per_token: float
     ours_microseconds_per_token: float
     memory_mib: float
@@ -181,6 +185,9 @@ def _speeds(sweep_dir: Path, row: Row) -> list[Speed]:
             n_seq=n_seq,
             kind=kind,
             over_ours=seen["over_reference"],
+            least=seen.get("over_reference_least"),
+            most=seen.get("over_reference_most"),
+            rounds=seen.get("rounds"),
             microseconds_per_token=seen["microseconds_per_token"],
             ours_microseconds_per_token=seen["reference_microseconds_per_token"],
             memory_mib=seen["memory_mib"],

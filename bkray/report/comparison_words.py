@@ -47,7 +47,7 @@ def speeds(known: Compared) -> Columns:
         "tokens": [n_seq for _, n_seq in at],
     }
     for kind, name in _KINDS.items():
-        columns[name] = [seen[kind].over_ours if kind in seen else None for seen in at.values()]
+        columns[name] = [_ratio(seen.get(kind)) for seen in at.values()]
     for kind in _KINDS:
         timed = [seen.get(kind) for seen in at.values()]
         own = [one.microseconds_per_token if one else None for one in timed]
@@ -90,7 +90,8 @@ def sentences(known: Compared) -> list[str]:
         )
     if known.speeds:
         said.append(
-            f"Speed above 1: {OURS} is faster. One row of random tokens, untrained models, in "
+            f"Speed above 1: {OURS} is faster; median, least and most of alternating rounds behind "
+            "a pass that warms up, or one pass alone where it takes over 20 s. One row of random tokens, untrained models, in "
             "turn in one process; a stream is read behind a past as long as the row, which "
             "attention looks back over. Memory is what a training step takes beyond the model."
         )
@@ -110,6 +111,17 @@ def _further(one: Family) -> str | None:
         return None
     more = " or more" if seen.further_seeds == MOST_FURTHER else ""
     return f"{seen.further_seeds}{more}"
+
+
+def _ratio(seen: Speed | None) -> str | None:
+    if seen is None:
+        return None
+    spread = ""
+    if seen.rounds == 1:
+        spread = " (one pass)"
+    elif seen.least is not None and seen.most is not None:
+        spread = f" ({seen.least:.3g}..{seen.most:.3g})"
+    return f"{seen.over_ours:.3g}{spread}"
 
 
 def _rate(microseconds: float | None) -> int | None:

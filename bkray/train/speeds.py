@@ -30,7 +30,11 @@ CHUNK = 256
 """Tokens of the stream at a time."""
 WARM_UP = 64
 SECONDS = 5.0
-"""Of rounds for one number; what takes longer is timed once."""
+"""Of rounds for one number, where there are more than the fewest."""
+FEWEST_ROUNDS = 3
+"""Behind a first pass, which finds cold caches: a single ratio may be several times off."""
+LONG = 20.0
+"""Seconds of a pass from which on one round has to do."""
 
 Pass = Callable[[], None]
 
@@ -42,8 +46,8 @@ def speeds(
 
     ``..._microseconds_per_token`` and ``..._memory_mib`` (what a pass takes beyond model and
     state) of the trial's model, and after ``_reference`` of the other one; ``..._over_reference``
-    is the median ratio of their times, measured in turn. Without a mixer that streams there are
-    no such numbers.
+    is the median ratio of their times, measured in turn, beside the ``_least`` and ``_most`` of
+    its ``..._rounds``. Without a mixer that streams there are no such numbers.
     """
     mixer = config.train.speed_reference_mixer or config.model.mixer
     reference = with_mixer(config.model, str(mixer))
@@ -137,29 +141,32 @@ def _in_turn(
 ) -> dict[str, float]:
     """Return times and memory of the model's pass and the reference's; ``now`` is in seconds.
 
-    The first passes tell the memory, and the time where there is none for further rounds.
+    The first passes warm up and tell the memory, and how many rounds there is time for.
     """
     with measure.machine_lock():
-        seconds, memory = [], []
+        first, memory = [], []
         for one in passes:
             measure.forget_peak_memory(device)
             held = measure.peak_memory_mib(device)
-            seconds.append([_seconds(one, device, now)])
+            first.append(_seconds(one, device, now))
             memory.append(measure.peak_memory_mib(device) - held)
-        shortest = max(1e-9, min(map(min, seconds)))
-        repeats = max(1, math.ceil(measure.SHORTEST_SECONDS / shortest))
-        rounds = min(measure.ROUNDS, int(SECONDS / (repeats * sum(map(sum, seconds)) or 1.0)))
-        if rounds:
-            seconds = [[] for _ in passes]
+        repeats = max(1, math.ceil(measure.SHORTEST_SECONDS / max(1e-9, min(first))))
+        fewest = 1 if max(first) > LONG else FEWEST_ROUNDS
+        rounds = min(measure.ROUNDS, max(fewest, int(SECONDS / (repeats * sum(first) or 1.0))))
+        seconds: list[list[float]] = [[] for _ in passes]
         for round_ in range(rounds):
             # as in measure.speed: whoever comes second finds a warm cache
             for i in range(len(passes)) if round_ % 2 else reversed(range(len(passes))):
                 seconds[i].append(_seconds(passes[i], device, now, repeats))
+    ratios = [a / b for a, b in zip(*seconds, strict=True)]
     own, other = (1e6 * statistics.median(of_one) / n_tokens for of_one in seconds)
     return {
         "microseconds_per_token": own,
         "reference_microseconds_per_token": other,
-        "over_reference": statistics.median(a / b for a, b in zip(*seconds, strict=True)),
+        "over_reference": statistics.median(ratios),
+        "over_reference_least": min(ratios),
+        "over_reference_most": max(ratios),
+        "rounds": float(rounds),
         "memory_mib": memory[0],
         "reference_memory_mib": memory[1],
     }

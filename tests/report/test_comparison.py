@@ -12,7 +12,7 @@ from made_sweep import LOSS, write_record
 from bkray.events import Measured, TrialEnded, TrialStarted
 from bkray.report import tables
 from bkray.report.comparison import Compared, compared, plain, winner
-from bkray.report.comparison_words import sentences
+from bkray.report.comparison_words import sentences, speeds
 from bkray.report.configurations import configurations
 from bkray.report.findings import Findings
 from bkray.report.page import page
@@ -69,6 +69,9 @@ def of_lengths(over: float) -> dict[str, float]:
         for kind in ("train", "eval", "stream")
         for name, value in {
             "over_reference": over * n / 2048,
+            "over_reference_least": 0.9 * over * n / 2048,
+            "over_reference_most": 1.5 * over * n / 2048,
+            "rounds": 1.0 if kind == "eval" else 3.0,
             "microseconds_per_token": 20.0 * over,
             "reference_microseconds_per_token": 20.0,
             "memory_mib": 300.0,
@@ -145,7 +148,16 @@ def test_before_the_comparison_there_are_speeds(tmp_path: Path) -> None:
         *("attention", 2048, "train"),
         3.0,
     )
+    assert (first.least, first.most, first.rounds) == (pytest.approx(2.7), 4.5, 3)
     assert "Families" not in render_text([], (), Findings(compared=found))
+
+
+def test_speeds_without_rounds_are_told_alone(tmp_path: Path) -> None:
+    folder = made(tmp_path / "s", {})
+    newer = ("_least", "_most", "_rounds")
+    older = {name: one for name, one in of_lengths(7.0).items() if not name.endswith(newer)}
+    write_trial(folder, 1, "speed-mamba", 10**6, 5.0, measured=older)
+    assert speeds(of(folder))["training step"][-2:] == ["7", "28"]
 
 
 def test_terminal_page_and_json_carry_the_verdicts(tmp_path: Path) -> None:
@@ -156,7 +168,7 @@ def test_terminal_page_and_json_carry_the_verdicts(tmp_path: Path) -> None:
     said = render_text(rows, objectives, Findings(compared=found))
     assert "bk wins" in said and "undecided" in said and "search-" not in said
     line = next(one for one in said.splitlines() if one.startswith("attention  8192"))
-    assert line.split()[2:5] == ["12", "12", "12"]
+    assert "12 (10.8..18)" in line and "12 (one pass)" in line
     record: dict[str, Any] = json.loads((folder / "sweep.json").read_text())
     ranked = configurations(rows, objectives)
     html = page(record, rows, objectives, ranked, [], Findings(compared=found))

@@ -11,9 +11,9 @@ from bkray.cluster.schedulers import choose
 from bkray.cluster.search import Proposal
 from bkray.cluster.tuner import SweepOptions, planned, resolve
 from bkray.errors import ConfigError
-from bkray.nn.equal import n_params
-from bkray.overrides import flatten
-from sweeps.compare import FAMILIES, OWN_SEED, SWEEP
+from bkray.nn.equal import n_params, with_mixer
+from bkray.overrides import acting, build, flatten
+from sweeps.compare import FAMILIES, OWN_SEED, SWEEP, arms, check_timed
 
 Fate = Callable[[Proposal], tuple[str, float | None]]
 """Outcome and loss of a proposal."""
@@ -125,6 +125,27 @@ def test_seeds_and_sizes_are_the_users() -> None:
 def test_what_the_arms_set_is_refused(fixed: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="leave"):
         planned(SWEEP, options(overrides=fixed))
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [("n_heads", 4), ("n_values", 8), ("semiseparable_rank", 16), ("energies", "zero")],
+)
+def test_another_bk_than_the_one_timed_is_refused(knob: str, value: Any) -> None:
+    fixed = {f"model.{knob}": value}
+    with pytest.raises(ConfigError, match=rf"model\.{knob}={value} would not be timed"):
+        planned(SWEEP, options(overrides=fixed))
+    check_timed(build({**fixed, "train.speed_lengths": None}))
+
+
+def test_the_bk_that_is_timed_is_the_one_compared() -> None:
+    base = {"model.n_heads": 16, "model.d_model": 32, "train.speed_lengths": "128"}
+    ours = build(base).model
+    for arm in (one for one in arms(base) if one.name.startswith("speed-")):
+        rival = build(acting({**base, **arm.overrides})).model
+        timed = build(with_mixer(rival, "bk")).model
+        assert timed.d_hidden == pytest.approx(ours.d_hidden, rel=0.02)
+        assert timed.model_copy(update={"d_hidden": ours.d_hidden}) == ours
 
 
 def test_no_trial_of_a_comparison_is_ended_early() -> None:

@@ -53,11 +53,23 @@ def test_short_passes_are_repeated_within_a_timing() -> None:
     assert len(clock.worked) == 2 + 2 * ROUNDS * repeats
 
 
-def test_what_takes_long_is_timed_once() -> None:
+def test_a_long_pass_has_three_rounds_behind_a_cold_one() -> None:
     clock = Clock()
-    passes = [clock.work("own", 60.0), clock.work("other", 2.0)]
-    assert of_speeds._in_turn(passes, 1, CPU, clock)["over_reference"] == pytest.approx(30.0)
-    assert clock.worked == ["own", "other"]
+    slow = iter([19.0, 6.0, 8.0, 7.0])
+    passes = [lambda: clock.work("own", next(slow))(), clock.work("other", 2.0)]
+    seen = of_speeds._in_turn(passes, 1, CPU, clock)
+    assert clock.worked[:4] == ["own", "other", "other", "own"] and len(clock.worked) == 8
+    told = [seen[f"over_reference{name}"] for name in ("_least", "", "_most")]
+    assert told == pytest.approx([3.0, 3.5, 4.0])
+    assert seen["rounds"] == 3
+
+
+def test_what_takes_very_long_has_one_round_behind_a_cold_one() -> None:
+    clock = Clock()
+    slow = iter([90.0, 60.0])
+    passes = [lambda: clock.work("own", next(slow))(), clock.work("other", 2.0)]
+    seen = of_speeds._in_turn(passes, 1, CPU, clock)
+    assert (seen["over_reference"], seen["rounds"]) == (pytest.approx(30.0), 1)
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
@@ -68,7 +80,7 @@ def test_every_mixer_is_timed_at_every_length(mixer: str) -> None:
     assert {name.split("_")[0] for name in seen} == {
         f"speed/seq{n}/{kind}" for n in (64, 128) for kind in KINDS
     }
-    assert len(seen) == 2 * len(KINDS) * 5
+    assert len(seen) == 2 * len(KINDS) * 8
     assert all(value > 0 for name, value in seen.items() if "memory" not in name)
 
 
