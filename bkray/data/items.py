@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +18,9 @@ _CHARACTERS = 1 << 20
 """Of a JSON file that are read at a time."""
 _NAMED = 30
 """Fields that an error names."""
-_BETWEEN = re.compile(r"[\s,]*")
+_SPACE = re.compile(r"[ \t\r\n]*")
+_NUMBER_TAIL = 2
+"""Characters behind a number, at the end of a part, that may belong to it: ``1`` of ``1e+5``."""
 
 
 class Record(NamedTuple):
@@ -73,15 +75,18 @@ def _of_records(path: Path, records: Iterable[Record], fields: Sequence[str]) ->
             wanted[DEFAULT_FIELD] += 1
             yield record.value
             continue
-        if len(known) < _NAMED:
-            known.update(dict.fromkeys(_fields_of(record.value)))
-        for name in wanted:
-            for text in _values(record.value, name.split(".")):
-                if not isinstance(text, str):
-                    kind = type(text).__name__
-                    raise DataError(f"{path}, {record.place}: {name} is no text but a {kind}")
-                wanted[name] += 1
-                yield text
+        try:
+            if len(known) < _NAMED:
+                known.update(dict.fromkeys(_fields_of(record.value)))
+            for name in wanted:
+                for text in _values(record.value, name.split(".")):
+                    if not isinstance(text, str):
+                        kind = type(text).__name__
+                        raise DataError(f"{path}, {record.place}: {name} is no text but a {kind}")
+                    wanted[name] += 1
+                    yield text
+        except RecursionError:
+            raise DataError(f"{path}, {record.place} is nested too deeply") from None
     for name, n_found in wanted.items():
         if not n_found:
             there = f"the fields there are: {', '.join(known)}" if known else "it has no records"
@@ -130,41 +135,91 @@ def _json_lines(path: Path) -> Iterator[Record]:
     for place, line in _lines(path):
         try:
             yield Record(place, json.loads(line))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, {place} is no JSON: {error.msg}") from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, {place} is no JSON: {_why(error)}") from None
 
 
 def _json(path: Path) -> Iterator[Record]:
     """Yield the elements of an array, no more of the file held than one of them takes, or the one
     value there is."""
-    decode = json.JSONDecoder().raw_decode
     with path.open(encoding="utf-8-sig") as file:
-        text, line = file.read(_CHARACTERS), 1
-        at = _BETWEEN.match(text).end()  # type: ignore[union-attr]  # it matches nothing, too
-        is_array = text[at : at + 1] == "["
-        line += text.count("\n", 0, at)
-        at += is_array
+        rest = _Rest(path, file)
+        if rest.next() != "[":
+            yield rest.value()
+        else:
+            rest.take()
+            while rest.next() != "]":
+                yield rest.value()
+                if rest.next() not in (",", "]"):
+                    raise rest.wrong("a comma or ] must stand behind an element")
+                if rest.next() == ",":
+                    rest.take()
+                    if rest.next() == "]":
+                        raise rest.wrong("a comma with no element behind it")
+            rest.take()
+        if rest.next():
+            raise rest.wrong("more stands behind its end; name a file of a value a line .jsonl")
+
+
+class _Rest:
+    """What is left of a JSON file, read in parts."""
+
+    def __init__(self, path: Path, file: TextIO) -> None:
+        self._path, self._file = path, file
+        self._text, self._at, self._line = "", 0, 1
+
+    def next(self) -> str:
+        """Return the next character that is no white space, or ``""`` at the end."""
         while True:
-            behind = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]
-            line, at = line + text.count("\n", at, behind), behind
-            more = file.read(_CHARACTERS) if at == len(text) else ""
-            if more:
-                text, at = more, 0
-                continue
-            if text[at : at + 1] == "]" * is_array:
-                return
-            while True:
-                try:  # a number may be cut in two, but is no text either way
-                    value, end = decode(text, at)
+            behind = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
+            self._go(behind)
+            if behind < len(self._text):
+                return self._text[behind]
+            self._text, self._at = self._file.read(_CHARACTERS), 0
+            if not self._text:
+                return ""
+
+    def take(self) -> None:
+        self._at += 1
+
+    def value(self) -> Record:
+        """Return the value that begins here."""
+        while True:
+            try:
+                value, end = json.JSONDecoder().raw_decode(self._text, self._at)
+                if end + _NUMBER_TAIL < len(self._text) or not self._more():
                     break
-                except json.JSONDecodeError as error:
-                    if not (more := file.read(len(text) + _CHARACTERS)):
-                        wrong = line + text.count("\n", at, error.pos)
-                        raise DataError(f"{path}, line {wrong} is no JSON: {error.msg}") from None
-                text, at = text[at:] + more, 0
-            yield Record(f"line {line}", value)
-            line += text.count("\n", at, end)
-            at = end
+            except json.JSONDecodeError as error:
+                if not self._more():
+                    self._go(min(error.pos, len(self._text)))
+                    raise self.wrong(error.msg) from None
+            except (ValueError, RecursionError) as error:
+                raise self.wrong(_why(error)) from None
+        record = Record(f"line {self._line}", value)
+        self._go(end)
+        return record
+
+    def wrong(self, why: str) -> DataError:
+        return DataError(f"{self._path}, line {self._line} is no JSON: {why}")
+
+    def _more(self) -> bool:
+        more = self._file.read(len(self._text) + _CHARACTERS)
+        if more:
+            self._text, self._at = self._text[self._at :] + more, 0
+        return bool(more)
+
+    def _go(self, to: int) -> None:
+        self._line += self._text.count("\n", self._at, to)
+        self._at = to
+
+
+def _why(error: Exception) -> str:
+    """Return what the decoder says, without Python's own advice."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    return str(error).partition(";")[0]
 
 
 def _parquet(path: Path, fields: Sequence[str]) -> Iterator[Record]:

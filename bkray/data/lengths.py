@@ -77,9 +77,9 @@ def counter(tokenizer: str) -> Count:
         DataError: neither a name nor a text file with pieces.
     """
     if tokenizer == "bytes":
-        return lambda text: len(text.encode())
+        return lambda text: len(_utf8(text))
     if tokenizer == "words":
-        return lambda text: sum(1 for _ in words(text.encode()))
+        return lambda text: sum(1 for _ in words(_utf8(text)))
     if not Path(tokenizer).is_file():
         raise DataError(
             f"--tokenizer must be bytes, words or a file with a piece a line, got {tokenizer!r}"
@@ -98,9 +98,14 @@ def _n_pieces(text: str, pieces: set[str], longest: int) -> int:
     while at < len(text):
         ends = range(min(at + longest, len(text)), at, -1)
         end = next((end for end in ends if text[at:end] in pieces), None)
-        n_pieces += 1 if end is not None else len(text[at].encode())
+        n_pieces += 1 if end is not None else len(_utf8(text[at]))
         at = at + 1 if end is None else end
     return n_pieces
+
+
+def _utf8(text: str) -> bytes:
+    """Return the bytes; half a surrogate pair, which JSON may hold, is three."""
+    return text.encode(errors="surrogatepass")
 
 
 def _at(seen: Counter[int], rank: int) -> int:

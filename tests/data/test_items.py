@@ -116,3 +116,54 @@ def test_what_is_no_file_or_has_no_fields_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(DataError, match="it has no records"):
         list(texts(tmp_path / "empty.jsonl"))
+
+
+@pytest.mark.parametrize("size", [1, 3, 1 << 20])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('["a"]garbage', '["a"]["b"]', '["a" "b"]', '["a",, "b"]', '["a",]', '[,"a"]', '["a"'),
+        *('{"text": "a"}{"text": "b"}', ',"a"', '["a"],'),
+    ],
+)
+def test_one_array_with_one_comma_between_is_all(
+    tmp_path: Path, text: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(items, "_CHARACTERS", size)
+    path = tmp_path / "bad.json"
+    path.write_text(f" \n{text}\n")
+    with pytest.raises(DataError, match=r"line [23] is no JSON"):
+        list(texts(path))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_numbers_cut_in_parts_are_whole(
+    tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(items, "_CHARACTERS", size)
+    path = tmp_path / "cut.json"
+    path.write_text('[{"text": "a"}, [12345, -1.5e+10, 0.25], 12, 1e+5, -1.5E-7 ,2.5]\n ')
+    assert [one.value for one in items._json(path)][1:] == [
+        *([12345, -1.5e10, 0.25], 12, 1e5, -1.5e-7, 2.5),
+    ]
+
+
+@pytest.mark.parametrize("bad", ["[" * 9999 + "]" * 9999, "1" * 5000])
+@pytest.mark.parametrize(("kind", "line"), [("json", 1), ("jsonl", 2)])
+def test_what_the_decoder_cannot_take_is_named_by_its_place(
+    tmp_path: Path, kind: str, line: int, bad: str
+) -> None:
+    path = tmp_path / f"bad.{kind}"
+    path.write_text(f'["a", {bad}]' if kind == "json" else f'"a"\n{bad}\n')
+    with pytest.raises(DataError, match=f"line {line} is no JSON: "):
+        list(texts(path))
+
+
+def test_what_only_just_decodes_is_too_deep_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "deep.jsonl"
+    for depth in range(100, 1000, 50):
+        path.write_text(f'"a"\n{"[" * depth}{"]" * depth}\n')
+        try:
+            assert list(texts(path)) == ["a"]
+        except DataError as error:
+            assert "line 2" in str(error) and "too deeply" in str(error)

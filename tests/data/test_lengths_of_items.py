@@ -47,6 +47,13 @@ def test_tokens_are_bytes_words_or_pieces(tmp_path: Path) -> None:
     assert [count(one) for one in ("abcab", "abab", "c", "\u00ef", "")] == [2, 2, 1, 2, 0]
 
 
+def test_half_a_surrogate_pair_is_three_bytes(tmp_path: Path) -> None:
+    text = json.loads(r'"half \ud83d"')
+    pieces = tmp_path / "pieces.txt"
+    pieces.write_text("half\n")
+    assert [counter(one)(text) for one in ("bytes", "words", str(pieces))] == [8, 2, 5]
+
+
 def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--max-length must be at least 1, got 0"):
         of([1], 0)
