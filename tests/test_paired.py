@@ -118,7 +118,7 @@ def test_further_seeds_follow_effect_and_spread() -> None:
 
     assert asked(0.1, 0.1) < asked(0.1, 0.2) < asked(0.1, 0.3)
     # an effect of 0.5 deviations, power 80% at 5%: (1.96 + 0.84)^2 / 0.25 = 31.4 pairs
-    assert asked(0.5 * float(pattern.std(ddof=1)), 1.0) == 32 - 8
+    assert asked(0.5 * float(pattern.std(ddof=1)), 1.0) == 32
     assert asked(1e-6, 10.0) == MOST_FURTHER
     assert asked(0.0, 0.02) < MOST_FURTHER  # few more would show a tie
 
@@ -126,10 +126,26 @@ def test_further_seeds_follow_effect_and_spread() -> None:
 def test_the_further_seeds_that_are_asked_for_decide() -> None:
     rng = np.random.default_rng(3)
     effect, n = 0.8, 8
-    n += against([0.0] * 8, list(map(float, effect + _standard(8)))).further_seeds
+    n = against([0.0] * n, list(map(float, effect + _standard(n)))).further_seeds
     draws = rng.normal(effect, 1.0, size=(400, n))
     found = np.mean([against([0.0] * n, row).verdict == "winner" for row in draws.tolist()])
     assert found >= 0.7
+
+
+def test_a_fresh_test_of_the_further_seeds_alone_keeps_its_level() -> None:
+    """A/A, following the advice up to five times: each test is of seeds that no other one saw."""
+    rng = np.random.default_rng(5)
+    n_false = [0] * 5
+    for _ in range(200):
+        n = 8
+        for look in range(5):
+            said = against([0.0] * n, rng.normal(size=n).tolist())
+            n_false[look] += said.verdict == "winner"
+            if said.verdict != "undecided":
+                break
+            n = min(said.further_seeds, 12)
+            assert n >= 6
+    assert max(n_false) <= 0.09 * 200
 
 
 def _standard(n: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -52,7 +52,7 @@ class Speed:
     """One pass of a rival beside ours, in turn; ``kind`` is ``train``, ``eval`` or ``stream``.
 
     ``over_ours`` is by how much the rival takes longer, the median of so many ``rounds``: above 1
-    ours is faster. Sweeps before 0.7 have no rounds, least and most. Memory is what the pass takes
+    ours is faster. Older sweeps have no rounds, least and most. Memory is what the pass takes
     beyond model and state.
     """
 
@@ -86,7 +86,7 @@ def compared(sweep_dir: Path, rows: Sequence[Row]) -> Compared | None:
     by_family: dict[str, list[Row]] = {}
     for row in contestants(rows):
         by_family.setdefault(row["arm"], []).append(row)
-    losses = {name: _losses(own) for name, own in by_family.items()}
+    losses = {name: losses_by_seed(own) for name, own in by_family.items()}
     ours = losses.get(OURS, {})
     rivals = {name: own for name, own in losses.items() if name != OURS}
     pairs = {
@@ -127,7 +127,7 @@ def winner(rival: Family) -> str | None:
     return OURS if seen.we_win else rival.name
 
 
-def _losses(rows: Iterable[Row]) -> dict[int, float]:
+def losses_by_seed(rows: Iterable[Row]) -> dict[int, float]:
     """Return by seed the last loss, infinite where there is none; of those that ended alone."""
     found = {}
     for row in rows:

@@ -12,6 +12,13 @@ VERDICTS = "Families"
 SPEEDS = f"Speed: time of a rival over that of {OURS}"
 _KINDS = {"train": "training step", "eval": "evaluation", "stream": "streaming"}
 
+FURTHER = (
+    "Further seeds would decide 4 times in 5 if the seen mean were the true one. They want a fresh "
+    "test of them alone, a sweep whose seed begins behind these: adding them and testing again "
+    "would find false winners more often than 5%. Seeds too few for any winner are only added to."
+)
+"""What to do about those that are undecided."""
+
 Columns = dict[str, list[Any]]
 """Heading to values, one per line."""
 
@@ -82,6 +89,8 @@ def sentences(known: Compared) -> list[str]:
             f"{known.margin_nats:g} nats, which takes evidence of its own; intervals are for "
             "display. A seed that came to no loss is worse than any and is counted, as lost."
         )
+    if any(map(_further, known.families)):
+        said.append(FURTHER)
     edges = [one for one in known.families if one.rate_is_at_the_edge]
     if edges:
         named = ", ".join(f"{one.name} {one.learning_rate:.2g}" for one in edges)
@@ -90,10 +99,11 @@ def sentences(known: Compared) -> list[str]:
         )
     if known.speeds:
         said.append(
-            f"Speed above 1: {OURS} is faster; median, least and most of alternating rounds behind "
-            "a pass that warms up, or one pass alone where it takes over 20 s. One row of random tokens, untrained models, in "
-            "turn in one process; a stream is read behind a past as long as the row, which "
-            "attention looks back over. Memory is what a training step takes beyond the model."
+            f"Speed above 1: {OURS} is faster; median (least..most) of alternating rounds behind a "
+            "warm pass, or one pass alone where it takes over 20 s. One row of random tokens, "
+            "untrained models, in turn in one process; a stream is read behind a past as long as "
+            "the row, which attention looks back over. Memory is what a training step takes "
+            "beyond the model."
         )
     return said
 

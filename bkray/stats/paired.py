@@ -19,7 +19,8 @@ from bkray.stats.resampling import (
 ALPHA = 0.05
 """Probability of any false winner in a family of comparisons, and of any false tie."""
 POWER = 0.8
-"""Probability with which the further seeds that are asked for decide."""
+"""Probability with which the further seeds that are asked for decide, if the seen mean were the
+true one."""
 MOST_FURTHER = 100
 """Further seeds that are asked for at most; who needs more will hardly run them."""
 
@@ -35,7 +36,10 @@ class Comparison:
     interval, which is for display; ``None`` where a loss is infinite. ``p`` is of the two-sided
     sign-flip test, ``p_holm`` the same after Holm; ``p_tie`` is, after Holm, of the claim that the
     means differ by less than the margin. ``we_win`` says who the winner is, where there is one.
-    ``further_seeds`` would probably decide; 0 where it is decided, and at most ``MOST_FURTHER``.
+    ``further_seeds`` would probably decide by themselves; 0 where it is decided, and at most
+    ``MOST_FURTHER``. They want a fresh test of them alone: who adds them to seeds that were tested
+    and tests again until there is a winner has false ones more often than at ``ALPHA``. Pairs too
+    few for any winner were not tested yet, and are only added to.
     """
 
     n: int
@@ -130,7 +134,8 @@ def _p_tie(differences: Sequence[float], margin: float | None) -> float:
 
 def _further(values: Sequence[float], margin: float | None, least: int, level: float) -> int:
     """Return how many further pairs would decide with probability ``POWER``, were mean and spread
-    as seen, by the normal approximation; of signs alone where penalties have no spread."""
+    as seen, by the normal approximation; of signs alone where penalties have no spread. They stand
+    alone where the pairs were enough for a test, which is spent."""
     n, total = len(values), least
     if n > 1:
         seen = values if margin is not None else [math.copysign(one != 0, one) for one in values]
@@ -139,4 +144,4 @@ def _further(values: Sequence[float], margin: float | None, least: int, level: f
         gaps = [gap for gap in (mean, (margin or 0.0) - mean) if gap > 0]
         needed = min(((reach * spread / gap) ** 2 for gap in gaps), default=math.inf)
         total = max(least, math.ceil(min(needed, n + MOST_FURTHER)))
-    return min(max(total - n, 1), MOST_FURTHER)
+    return min(total if n >= least else total - n, MOST_FURTHER)

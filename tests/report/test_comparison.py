@@ -166,6 +166,7 @@ def test_terminal_page_and_json_carry_the_verdicts(tmp_path: Path) -> None:
     found, rows = of(folder), tables.collect(folder)
     objectives = tables.objectives(folder)
     said = render_text(rows, objectives, Findings(compared=found))
+    assert said.count("They want a fresh test of them alone") == 1
     assert "bk wins" in said and "undecided" in said and "search-" not in said
     line = next(one for one in said.splitlines() if one.startswith("attention  8192"))
     assert "12 (10.8..18)" in line and "12 (one pass)" in line
