@@ -22,6 +22,18 @@ class Pair:
     monitored: Line
 
     @property
+    def of_both(self) -> "Pair | None":
+        """The seeds that both have: of a running sweep some are still alone."""
+        seeds = {row.seed for row in self.without.rows} & {r.seed for r in self.monitored.rows}
+        if not seeds:
+            return None
+        without, monitored = (
+            Line(tuple(row for row in line.rows if row.seed in seeds))
+            for line in (self.without, self.monitored)
+        )
+        return Pair(without=without, monitored=monitored)
+
+    @property
     def is_equal(self) -> bool:
         """Whether every number that the monitor could have changed is the very same."""
         return _numbers(self.without) == _numbers(self.monitored)
@@ -71,7 +83,8 @@ def cells(known: Ladder) -> list[list[str]]:
 
 def sentences(known: Ladder) -> list[str]:
     """Return what is kept at the worst length, and what the monitor changed."""
-    return [one for one in (_worst_lengths(known), _changed(pairs(known))) if one]
+    both = [both for pair in pairs(known) if (both := pair.of_both) is not None]
+    return [one for one in (_worst_lengths(known), _changed(both)) if one]
 
 
 def _worst_lengths(known: Ladder) -> str:
@@ -128,9 +141,11 @@ def _changed(found: Sequence[Pair]) -> str:
     return f"With the monitor against without: {'; '.join(said)}." if said else ""
 
 
-def _numbers(line: Line) -> dict[int, list[Any]]:
+def _numbers(line: Line) -> dict[int, list[str]]:
+    """Return the numbers by seed, in words that are exact: one NaN is like another."""
     return {
-        row.seed: [row.outcome, *(row.metrics.get(name) for name in _EQUAL)] for row in line.rows
+        row.seed: [row.outcome, *(repr(row.metrics.get(name)) for name in _EQUAL)]
+        for row in line.rows
     }
 
 

@@ -1,5 +1,6 @@
 """The guides' promises without the monitor and with it, side by side."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from bkray.report.ladder import Ladder, ladder, plain
 from bkray.report.ladder_plots import ladder_figures
 from bkray.report.ladder_words import cells as ladder_cells
 from bkray.report.ladder_words import sentences
-from bkray.report.promises import cells, pairs
+from bkray.report.promises import Pair, cells, pairs
 from bkray.report.ranking import brief
+from bkray.report.rung_rows import Line
 from bkray.report.tables import collect, objectives
 from bkray.report.terminal import render_text
 
@@ -77,6 +79,21 @@ def test_numbers_that_differ_are_told_with_the_reason(
     [said] = [words for words in sentences(found) if words.startswith("With the monitor")]
     assert "at 128 every loss" in said
     assert f"at 512 numbers differ {why}" in said
+
+
+def test_seeds_of_a_running_sweep_are_compared_where_both_are(tmp_path: Path) -> None:
+    sweep = write_ladder(tmp_path / "s", **ON)
+    write_rungs(sweep, rung(128))
+    write_rungs(sweep, rung(128, loss=9.0), seed=1)
+    write_rungs(sweep, rung(512))
+    write_rungs(sweep, rung(128), arm="seq-128-monitored")
+    write_rungs(sweep, rung(512), arm="seq-512-monitored", seed=1)
+    told = "at 128 every loss, gradient norm, spike and NaN is the very same number."
+    assert f"With the monitor against without: {told}" in sentences(of(sweep))
+    nans = [{"gradient_norm_std": float("nan")} for _ in range(2)]
+    row = of(sweep).lines[0].rows[0]
+    one, other = (Line((replace(row, metrics={**row.metrics, **nan}),)) for nan in nans)
+    assert Pair(without=one, monitored=other).is_equal
 
 
 def test_one_that_diverged_keeps_none(tmp_path: Path) -> None:
