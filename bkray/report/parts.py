@@ -3,45 +3,47 @@
 The reference of an arm ``a-b`` is the arm ``a``, if there is one, else the arm ``base``.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
+from bkray.report.comparison import MARGIN_NATS, losses_by_seed
+from bkray.report.comparison_words import FURTHER
 from bkray.report.tables import Row
-from bkray.stats import holm, sign_flip_p
+from bkray.stats import Comparison, compare, least_pairs
+from bkray.stats.paired import ALPHA
 
 BASE = "base"
-
-_ALPHA = 0.05
-
-Losses = Mapping[int, float]
-"""Of an arm, by seed; infinite where a trial diverged."""
 
 
 def columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
     """Return the verdict on each arm: heading to values, one per arm; empty without a ``base``.
 
-    An arm is better or worse by the sign-flip test over the seeds that both have an answer for,
-    after Holm over all arms, at 5%; a trial that diverged lost against one that did not.
+    An arm is better, worse or a tie as ``compare`` says of the seeds that both have an answer for,
+    all arms being one family; a trial without a loss lost against one that has one.
     """
-    losses = _losses(rows)
+    by_arm: dict[str, list[Row]] = {}
+    for row in rows:
+        by_arm.setdefault(row["arm"] or "", []).append(row)
+    losses = {arm: known for arm, own in by_arm.items() if arm and (known := losses_by_seed(own))}
     held = {arm: _reference(arm, losses) for arm in losses if arm != BASE}
     if BASE not in losses or not held:
         return {}
-    pairs = {arm: _differences(losses[arm], losses[other]) for arm, other in held.items()}
-    ps = {arm: sign_flip_p(found) if found else 1.0 for arm, found in pairs.items()}
-    decided = dict(zip(ps, holm(list(ps.values()), _ALPHA), strict=True))
+    pairs = {
+        arm: [(losses[arm][s], losses[other][s]) for s in losses[arm] if s in losses[other]]
+        for arm, other in held.items()
+    }
+    found = list(compare(pairs, margin=MARGIN_NATS).values())
     params = {row["arm"]: row["n_params"] for row in rows}
     return {
         "arm": list(held),
         "against": list(held.values()),
         "parameters": [params[arm] for arm in held],
         "its parameters": [params[other] for other in held.values()],
-        "loss over it (nats)": [_mean(losses[a], losses[b]) for a, b in held.items()],
-        "p": list(ps.values()),
-        "seeds": [len(found) for found in pairs.values()],
-        "verdict": [_verdict(pairs[arm], decided[arm]) for arm in held],
+        "loss over it (nats)": [one.difference and -one.difference.mean for one in found],
+        "p": [one.p for one in found],
+        "seeds": [one.n for one in found],
+        "verdict": list(map(_verdict, found)),
+        "further seeds": [one.further_seeds or None for one in found],
     }
 
 
@@ -50,44 +52,19 @@ def said(rows: Sequence[Row]) -> str:
     known = columns(rows)
     if not known:
         return ""
-    n_needed = math.ceil(math.log2(2 * len(known["arm"]) / _ALPHA))
+    n_needed = least_pairs(len(known["arm"]), ALPHA)
     words = (
         "Arms against their references: sign-flip tests over seeds with equal data, 5% after Holm "
-        f"over {len(known['arm'])} arms"
+        f"over {len(known['arm'])} arms; a tie is within {MARGIN_NATS:g} nats"
     )
-    fewest = min(known["seeds"])
-    return f"{words}{f'; fewer than {n_needed} decide nothing' if fewest < n_needed else ''}."
+    few = f"; fewer than {n_needed} decide nothing" if min(known["seeds"]) < n_needed else ""
+    return f"{words}{few}.{f' {FURTHER}' if any(known['further seeds']) else ''}"
 
 
-def _losses(rows: Sequence[Row]) -> dict[str, dict[int, float]]:
-    found: dict[str, dict[int, float]] = {}
-    for row in rows:
-        loss = math.inf if row["outcome"] == "diverged" else row["final_val_loss_nats"]
-        if row["arm"] and row["outcome"] in ("ok", "diverged") and loss is not None:
-            found.setdefault(row["arm"], {})[row["seed"]] = loss
-    return found
-
-
-def _reference(arm: str, known: Mapping[str, Losses]) -> str:
+def _reference(arm: str, known: Mapping[str, Any]) -> str:
     whole = arm.rpartition("-")[0]
     return whole if whole in known else BASE
 
 
-def _differences(ours: Losses, theirs: Losses) -> list[float]:
-    """Return by how much we lose, seed by seed; who alone diverged, by more than all the rest."""
-    pairs = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
-    found = [0.0 if a == b else a - b for a, b in pairs]
-    most = 1 + math.fsum(abs(one) for one in found if math.isfinite(one))
-    return [one if math.isfinite(one) else math.copysign(most, one) for one in found]
-
-
-def _mean(ours: Losses, theirs: Losses) -> float | None:
-    both = ours.keys() & theirs.keys()
-    found = fmean(ours[seed] - theirs[seed] for seed in both) if both else math.inf
-    return found if math.isfinite(found) else None
-
-
-def _verdict(differences: Sequence[float], is_decided: bool) -> str:
-    if not is_decided:
-        return "undecided"
-    return "worse" if math.fsum(differences) > 0 else "better"
+def _verdict(found: Comparison) -> str:
+    return found.verdict if found.we_win is None else ("better" if found.we_win else "worse")

@@ -38,13 +38,14 @@ def test_arms_are_better_or_worse_than_their_reference() -> None:
     assert known["loss over it (nats)"] == pytest.approx([0.1, -0.1, 0.05])
     assert known["p"] == [2 / 2**8] * 3
     assert (known["parameters"], known["its parameters"]) == ([4, 4, 10], [4, 4, 4])
-    assert said(rows).endswith("5% after Holm over 3 arms.")
+    assert said(rows).endswith("5% after Holm over 3 arms; a tie is within 0.02 nats.")
 
 
 def test_few_seeds_decide_nothing() -> None:
     rows = arms(6, base=3.0, less=4.0, more=2.0)
     assert set(verdicts(rows).values()) == {"undecided"}
-    assert said(rows).endswith("5% after Holm over 2 arms; fewer than 7 decide nothing.")
+    assert "over 2 arms; a tie is within 0.02 nats; fewer than 7 decide nothing." in said(rows)
+    assert columns(rows)["further seeds"] == [1, 1] and "fresh test" in said(rows)
 
 
 def test_what_differs_by_chance_alone_is_undecided() -> None:
@@ -57,9 +58,10 @@ def test_what_differs_by_chance_alone_is_undecided() -> None:
     ("lost", "verdict"),
     [({"other"}, "worse"), ({"base"}, "better"), ({"base", "other"}, "undecided")],
 )
-def test_what_diverged_lost(lost: set[str], verdict: str) -> None:
+@pytest.mark.parametrize("outcome", ["diverged", "oom", "failed"])
+def test_what_came_to_no_loss_lost(lost: set[str], verdict: str, outcome: str) -> None:
     rows = [
-        row(arm, seed, 3.0, "diverged" if arm in lost else "ok")
+        row(arm, seed, 3.0, outcome if arm in lost else "ok")
         for arm in ("base", "other")
         for seed in range(8)
     ]
@@ -75,8 +77,14 @@ def test_one_seed_that_diverged_weighs_more_than_all_others() -> None:
 
 def test_seeds_without_an_answer_are_no_pairs() -> None:
     rows = [*arms(8, base=3.0, less=3.1), row("less", 8, 9.0), row("base", 9, 0.0)]
-    rows += [row("less", 9, None, "oom")]
+    rows += [row("less", 9, None, "running")]
     assert (columns(rows)["seeds"], verdicts(rows)) == ([8], {"less": "worse"})
+
+
+def test_a_difference_that_is_small_for_sure_is_a_tie() -> None:
+    rows = arms(8, base=3.0)
+    rows += [row("other", seed, 3.0 + (seed % 3) / 7 + (-1) ** seed / 1e3) for seed in range(8)]
+    assert verdicts(rows) == {"other": "tie"}
 
 
 def test_without_a_base_there_is_no_table() -> None:
