@@ -13,9 +13,10 @@ SPEEDS = f"Speed: time of a rival over that of {OURS}"
 _KINDS = {"train": "training step", "eval": "evaluation", "stream": "streaming"}
 
 FURTHER = (
-    "Further seeds would decide 4 times in 5 if the seen mean were the true one. They want a fresh "
-    "test of them alone, a sweep whose seed begins behind these: adding them and testing again "
-    "would find false winners more often than 5%. Seeds too few for any winner are only added to."
+    "Further seeds would decide 4 times in 5 if the seen mean were the true one. They want a "
+    "fresh test of them alone, a sweep whose seed begins behind these: adding them and testing "
+    "again would find false winners more often than 5%. Seeds too few for any winner are only "
+    "added to."
 )
 """What to do about those that are undecided."""
 
@@ -99,8 +100,8 @@ def sentences(known: Compared) -> list[str]:
         )
     if known.speeds:
         said.append(
-            f"Speed above 1: {OURS} is faster; median (least..most) of alternating rounds behind a "
-            "warm pass, or one pass alone where it takes over 20 s. One row of random tokens, "
+            f"Speed above 1: {OURS} is faster; median (least..most) of alternating rounds behind "
+            "a warm pass, or one pass alone where it takes over 20 s. One row of random tokens, "
             "untrained models, in turn in one process; a stream is read behind a past as long as "
             "the row, which attention looks back over. Memory is what a training step takes "
             "beyond the model."
