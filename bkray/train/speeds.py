@@ -150,9 +150,11 @@ def _in_turn(
             held = measure.peak_memory_mib(device)
             first.append(_seconds(one, device, now))
             memory.append(measure.peak_memory_mib(device) - held)
-        repeats = max(1, math.ceil(measure.SHORTEST_SECONDS / max(1e-9, min(first))))
+        shortest, both = max(1e-9, min(first)), max(1e-9, sum(first))
+        wanted = math.ceil(measure.SHORTEST_SECONDS / shortest)
+        repeats = max(1, min(wanted, int(SECONDS / FEWEST_ROUNDS / both)))
         fewest = 1 if max(first) > LONG else FEWEST_ROUNDS
-        rounds = min(measure.ROUNDS, max(fewest, int(SECONDS / (repeats * sum(first) or 1.0))))
+        rounds = min(measure.ROUNDS, max(fewest, int(SECONDS / (repeats * both))))
         seconds: list[list[float]] = [[] for _ in passes]
         for round_ in range(rounds):
             # as in measure.speed: whoever comes second finds a warm cache
