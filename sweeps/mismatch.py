@@ -1,11 +1,12 @@
 """Train length by evaluation length: attention and BK, by position, by how long rows are read.
 
-Run it with ``bkray sweep mismatch --preset small --seeds 3``; with lengths of your own by
+Run it with ``bkray sweep mismatch --preset small``; with lengths of your own by
 ``model.n_seq=128 mismatch.lengths=256,512``, where models are trained at each of the three, and
 for one model by ``model.mixer=bk model.position=none``.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from bkray.config import TrialConfig
 from bkray.errors import ConfigError
@@ -23,14 +24,20 @@ def arms(base: Overrides) -> list[Arm]:
     ones, and is itself evaluated at longer ones.
 
     Raises:
-        ConfigError: no lengths, lengths that no row of the shortest divides, or a model that is
-            not one of ``MODELS``.
+        ConfigError: no lengths, one that does not divide the next, rows that cannot be shared
+            out among the lengths, or a model that is not one of ``MODELS``.
     """
     own = ("model.mixer", "model.position")
     config = build(acting({name: base[name] for name in base if name not in own}))
     if not config.mismatch.evaluated:
         raise ConfigError("nothing to evaluate at: give mismatch.lengths=512,1024")
     lengths = sorted({config.model.n_seq, *config.mismatch.evaluated})
+    for n_seq, longer in pairwise(lengths):
+        if longer % n_seq:
+            raise ConfigError(
+                f"mismatch.lengths={config.mismatch.lengths}: {longer} is no multiple of {n_seq}, "
+                "at which models are trained as well; give lengths of which each divides the next"
+            )
     return [
         Arm(
             name=f"{mixer}-{position}-{n_seq}",
@@ -64,6 +71,17 @@ def _at(config: TrialConfig, n_seq: int, lengths: list[int]) -> Overrides:
         raise ConfigError(
             f"train.batch_size={plan.batch_size} rows of {shortest} tokens are no whole rows of "
             f"{n_seq}: raise it, so that all lengths train on as many tokens a step"
+        )
+    if tokens // n_seq % plan.accumulation:
+        raise ConfigError(
+            f"train.accumulation={plan.accumulation} must divide the rows a step of each length, "
+            f"got {tokens // n_seq} of {n_seq} tokens with train.batch_size={plan.batch_size}: "
+            "lower it or raise batch_size"
+        )
+    if plan.eval_windows * shortest % longest:
+        raise ConfigError(
+            f"train.eval_windows={plan.eval_windows} rows of {shortest} tokens are no whole rows "
+            f"of {longest}: give a multiple of {longest // shortest}"
         )
     evaluated = [n for n in config.mismatch.evaluated if n >= n_seq]
     overrides = {
@@ -102,6 +120,7 @@ SWEEP = Sweep(
         ),
         "small": Preset(
             trials=0,
+            seeds=3,
             overrides={
                 "model.n_layers": 2,
                 "train.steps": 300,

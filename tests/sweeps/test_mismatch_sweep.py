@@ -26,6 +26,11 @@ def test_every_model_is_trained_at_every_length() -> None:
     assert len(configs("full")) == 5 * 4
 
 
+def test_small_trains_the_seeds_that_verdicts_are_told_over() -> None:
+    options = SweepOptions(out=Path("none"), preset="small")
+    assert {one.n_seeds for one in planned(SWEEP, options)} == {3}
+
+
 @pytest.mark.parametrize("preset", ["smoke", "small", "full"])
 def test_lengths_train_and_validate_on_as_many_tokens(preset: str) -> None:
     found = configs(preset).values()
@@ -73,7 +78,12 @@ def test_rivals_are_compared_whole() -> None:
         ({"model.mixer": "bk", "model.position": "rope"}, r"no model with model\.mixer=bk and"),
         ({"model.mixer": "linear_recurrence"}, r"it knows attention with"),
         ({"train.batch_size": 1}, r"no whole rows of 512: raise it"),
-        ({"train.eval_windows": 3}, r"train\.eval_stretch=512 must be a multiple"),
+        (
+            {"model.n_seq": 128, "mismatch.lengths": "384,512", "train.batch_size": 12},
+            r"mismatch\.lengths=384,512: 512 is no multiple of 384",
+        ),
+        ({"train.accumulation": 8}, r"must divide the rows a step of each length, got 4 of 512"),
+        ({"train.eval_windows": 3}, r"eval_windows=3 rows of 256 .* a multiple of 2"),
         ({"model.depth": "act"}, r"need a built-in model with model\.depth=dense"),
     ],
     ids=str,
