@@ -54,6 +54,14 @@ def test_the_longest_length_of_a_ladder_is_what_others_are_multiples_of() -> Non
         ({"mismatch.windows": 3}, r"mismatch\.windows: .*4"),
         ({"mismatch.items": 2}, r"mismatch\.items: .*4"),
         ({"model.depth": "act"}, r"need a built-in model with model\.depth=dense"),
+        (
+            {"model.mixer_scale": 2},
+            r"do not go with model\.mixer_scale=2: reach is told in tokens",
+        ),
+        (
+            {"model.multiscale": True, "model.n_layers": 3},
+            r"do not go with model\.multiscale=True: reach is told",
+        ),
         ({"model.length": "learned"}, r"need a built-in model"),
         ({"model.build": "own:model"}, r"need a built-in model"),
     ],

@@ -114,6 +114,12 @@ def check_mismatch(mismatch: MismatchConfig, model: Any) -> None:
             f"mismatch.overlap={mismatch.overlap} moves a window of model.n_seq={n_seq} by less "
             "than a token: lower it"
         )
+    if (model.mixer_scale or 1) > 1 or model.multiscale:
+        name = "multiscale" if model.multiscale else "mixer_scale"
+        raise ValueError(
+            f"mismatch.lengths do not go with model.{name}={getattr(model, name)}: reach is told "
+            "in tokens, and there mixers run over groups of them; leave one of the two out"
+        )
     if model.build is not None or model.depth != "dense" or model.length != "fixed":
         raise ValueError(
             "mismatch.lengths need a built-in model with model.depth=dense and "

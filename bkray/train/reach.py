@@ -28,7 +28,8 @@ def mean_reach(model: nn.Module, tokens_BN: Tensor) -> MeanReach | None:
     """Return the reach of attention, or of the resolvent; ``None`` for other mixers.
 
     Of attention the weights are looked at, of a BK head ``|G_ts|``, by which its last site
-    depends on the values of the others. The model is in evaluation mode.
+    depends on the values of the others; what its values run through besides, a semiseparable
+    branch, is left out. The model is in evaluation mode and mixes single sites.
     """
     told: list[Reach] = []
     handles = []
