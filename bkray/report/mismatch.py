@@ -3,7 +3,8 @@
 A cell is judged by what it loses against ``retrain``, a model trained at the evaluation length on
 as many tokens, with the same seed, on the same text. Its perplexity is also held against that of
 its own windows of the train length, and the better of the two counts: else a badly trained model
-would make everything safe.
+would make everything safe. A cell that is its own windows (``is_reference``) is held against
+retraining alone, and only where it loses: nothing can be told of it against itself.
 """
 
 import math
@@ -14,14 +15,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bkray.report.cell_rows import (
-    NOT_APPLICABLE,
-    RETRAIN,
-    CellRow,
-    cell_rows,
-    is_mismatch,
-    key,
-)
+from bkray.report.cell_rows import NOT_APPLICABLE, RETRAIN, CellRow, cell_rows, is_mismatch, key
+from bkray.report.comparison import LOST
 from bkray.stats import Interval, bootstrap_interval, sign_flip_p
 
 SAFE_LOSS, RISKY_LOSS = 0.02, 0.10
@@ -30,18 +25,24 @@ trainings whose sums were rounded in another order part by about half of the fir
 about what the second of four layers is worth (docs/log.md)."""
 
 SAFE_RECALL, RISKY_RECALL = 0.05, 0.20
-"""The same for the share of items that are no longer found first: the shares of cut texts up to
-which ``bkray lengths`` calls truncation fine, and above which it says to train longer."""
+"""The same for the share that is no longer found first of the items that ``retrain`` finds: the
+shares of cut texts up to which ``bkray lengths`` calls truncation fine, and above which it says to
+train longer."""
 
-SAFE_SHIFT = 1.0
-"""Shift of the states, as a multiple of that between halves of the reference text, up to which it
-is safe: no more than other text does. A larger one is moderate and never risky by itself: what
-it costs shows in the other two."""
+LEAST_RECALL, LEAST_CHANCES = 0.10, 3.0
+"""Recall of ``retrain``, and as a multiple of that by chance, below which its probe tells nothing:
+there is next to nothing left to lose."""
+
+SAFE_SHIFT = 0.06
+"""Energy coefficient of the states up to which their shift is safe: what a displacement by half of
+their own spread comes to, in one channel as in many. A larger one is moderate and never risky by
+itself: what it costs shows in the other two."""
 
 ALPHA = 0.05
 """Most that a verdict is called decided where it is at its border."""
 
 GRADES = ("safe", "moderate", "risky")
+UNKNOWN = "unknown"
 LIMITS: Mapping[str, tuple[float, float]] = {
     "perplexity": (SAFE_LOSS, RISKY_LOSS),
     "retrieval": (SAFE_RECALL, RISKY_RECALL),
@@ -54,8 +55,8 @@ LIMITS: Mapping[str, tuple[float, float]] = {
 class Criterion:
     """What a cell is judged by: share of perplexity lost, share of items lost, or shift.
 
-    ``values`` are those of its seeds, ``grade`` goes by their mean; ``low`` and ``high`` are the
-    bootstrap's 95%, for display.
+    ``values`` are those of the seeds that can be compared, ``grade`` goes by their mean and is
+    ``unknown`` where they are not all; ``low`` and ``high`` are the bootstrap's 95%, for display.
     """
 
     name: str
@@ -70,10 +71,10 @@ class Criterion:
 class Cell:
     """The seeds of one model at one pair of lengths, read by one strategy.
 
-    ``verdict`` is the gravest grade of its criteria; ``risky`` where a seed diverged,
-    ``reference`` for ``retrain``, ``not applicable``, or ``unknown`` where there is nothing to
-    compare with. It is ``decided`` where the sign-flip test over seeds rules the other
-    grades out at 5%, and else as it stands.
+    ``verdict`` is the gravest grade of its criteria; ``risky`` where a seed diverged, ran out of
+    memory or failed, ``reference`` for ``retrain``, ``not applicable``, or ``unknown`` where one
+    that is not risky lacks seeds to compare. It is ``decided`` where the sign-flip test over
+    seeds rules the other grades out at 5%, and else as it stands.
     """
 
     rows: tuple[CellRow, ...]
@@ -82,8 +83,18 @@ class Cell:
     decided: bool
 
     @property
-    def n_diverged(self) -> int:
-        return sum(row.outcome == "diverged" for row in self.rows)
+    def n_lost(self) -> int:
+        """Seeds that diverged, ran out of memory or failed."""
+        return sum(row.outcome in LOST for row in self.rows)
+
+    @property
+    def n_pairs(self) -> int:
+        """Seeds that every criterion could compare."""
+        return min((len(one.values) for one in self.criteria), default=0)
+
+    @property
+    def is_reference(self) -> bool:
+        return any("is_reference" in row.metrics for row in self.rows)
 
     def seen(self, name: str) -> Interval | None:
         """Return the mean over the seeds and its interval; ``None`` where one has no number."""
@@ -121,18 +132,19 @@ def judged(rows: Sequence[CellRow], again: Mapping[Any, CellRow]) -> Cell:
     Args:
         again: rows of ``retrain`` by model, evaluation length and seed.
     """
-    criteria = [] if rows[0].strategy == RETRAIN else _criteria(rows, again)
-    fell = any(row.outcome == "diverged" for row in rows)
-    if all(row.outcome == NOT_APPLICABLE for row in rows):
+    idle = all(row.outcome == NOT_APPLICABLE for row in rows)
+    criteria = [] if idle or rows[0].strategy == RETRAIN else _criteria(rows, again)
+    fell = any(row.outcome in LOST for row in rows)
+    if idle:
         verdict = NOT_APPLICABLE
     elif fell:
         verdict = "risky"
     elif rows[0].strategy == RETRAIN:
         verdict = "reference"
     else:
-        grades = [GRADES.index(one.grade) for one in criteria]
-        known = any(one.name == "perplexity" for one in criteria)
-        verdict = GRADES[max(grades)] if known else "unknown"
+        grades = {one.grade for one in criteria}
+        gravest = next((grade for grade in reversed(GRADES) if grade in grades), UNKNOWN)
+        verdict = UNKNOWN if UNKNOWN in grades and gravest != GRADES[-1] else gravest
     decided = verdict in GRADES and not fell and is_decided(verdict, criteria)
     return Cell(rows=tuple(rows), criteria=tuple(criteria), verdict=verdict, decided=decided)
 
@@ -144,6 +156,7 @@ def is_decided(verdict: str, criteria: Sequence[Criterion]) -> bool:
     them; that it is no graver takes all of them below theirs.
     """
     place = GRADES.index(verdict)
+    criteria = [one for one in criteria if one.grade != UNKNOWN]
     above = [_p_above(one, LIMITS[one.name][place - 1]) for one in criteria] if place else [0.0]
     graver = place < len(GRADES) - 1
     below = [_p_below(one, LIMITS[one.name][place]) for one in criteria] if graver else [0.0]
@@ -165,7 +178,9 @@ def plain(found: Sequence[Cell]) -> list[dict[str, Any]]:
             "decided": one.decided,
             "criteria": [asdict(criterion) for criterion in one.criteria],
             "seeds": [row.seed for row in one.rows],
-            "n_diverged": one.n_diverged,
+            "n_lost": one.n_lost,
+            "n_pairs": one.n_pairs,
+            "is_reference": one.is_reference,
             "metrics": {name: one.mean(name) for name in one.rows[0].metrics},
         }
         for one in found
@@ -178,24 +193,33 @@ def verdicts(found: Sequence[Cell]) -> dict[Any, str]:
 
 
 def _criteria(rows: Sequence[CellRow], again: Mapping[Any, CellRow]) -> list[Criterion]:
-    told: dict[str, list[float]] = defaultdict(list)
+    told: dict[str, list[float]] = {name: [] for name in LIMITS}
     for row in rows:
-        best = again.get((row.model, row.n_eval, row.seed))
         if row.outcome != "ok":
             continue
-        other = row.metrics["shift_energy_null"]
-        told["states"].append(row.metrics["shift_energy"] / other if other else math.nan)
-        if best is not None and best.outcome == "ok":
-            rivals = best.metrics["late_loss_nats"], row.metrics["own_late_loss_nats"]
-            nats = row.metrics["late_loss_nats"] - min(rivals)
-            told["perplexity"].append(math.expm1(min(nats, 700.0)))
-            told["retrieval"].append(best.metrics["recall_long"] - row.metrics["recall_long"])
-    return [_criterion(name, told[name]) for name in LIMITS if told[name]]
+        if "shift_energy" in row.metrics:
+            told["states"].append(row.metrics["shift_energy"])
+        best = again.get((row.model, row.n_eval, row.seed))
+        if best is None or best.outcome != "ok":
+            continue
+        rival = min(
+            best.metrics["late_loss_nats"], row.metrics.get("own_late_loss_nats", math.inf)
+        )
+        nats = row.metrics["late_loss_nats"] - rival
+        told["perplexity"].append(math.expm1(min(nats, 700.0)))
+        found = best.metrics["recall_long"]
+        if found >= max(LEAST_RECALL, LEAST_CHANCES / row.metrics["items"]):
+            told["retrieval"].append(1 - row.metrics["recall_long"] / found)
+    if any("is_reference" in row.metrics for row in rows):
+        del told["states"]
+        if told["perplexity"] and fmean(told["perplexity"]) <= 0:
+            del told["perplexity"]
+    return [_criterion(name, told[name], len(rows)) for name in told]
 
 
-def _criterion(name: str, values: Sequence[float]) -> Criterion:
-    mean, (safe, risky) = fmean(values), LIMITS[name]
-    finite = all(map(math.isfinite, values))
+def _criterion(name: str, values: Sequence[float], n_seeds: int) -> Criterion:
+    mean, (safe, risky) = fmean(values) if values else math.nan, LIMITS[name]
+    finite = bool(values) and all(map(math.isfinite, values))
     seen = bootstrap_interval(values) if finite else Interval(mean, None, None, len(values))
     place = 0 if mean <= safe else 1 if mean <= risky else 2  # what is no number is grave
     return Criterion(
@@ -204,7 +228,7 @@ def _criterion(name: str, values: Sequence[float]) -> Criterion:
         mean=mean,
         low=seen.low,
         high=seen.high,
-        grade=GRADES[place],
+        grade=UNKNOWN if len(values) < n_seeds else GRADES[place],
     )
 
 

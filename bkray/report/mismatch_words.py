@@ -4,13 +4,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from bkray.report.cell_rows import NOT_APPLICABLE
+from bkray.report.comparison import LOST
 from bkray.report.mismatch import (
     ALPHA,
     GRADES,
+    LEAST_CHANCES,
+    LEAST_RECALL,
     RISKY_LOSS,
     RISKY_RECALL,
     SAFE_LOSS,
     SAFE_RECALL,
+    SAFE_SHIFT,
+    UNKNOWN,
     Cell,
     Criterion,
     seeds_needed,
@@ -31,7 +36,7 @@ _NUMBERS = {
 }
 _FURTHER = (
     *("loss_nats", "late_loss_nats", "own_late_loss_nats", "items", "shift_mean"),
-    *("shift_variance", "shift_correlation", "shift_energy", "shift_energy_null", "shift_p"),
+    *("shift_variance", "shift_correlation", "shift_energy", "shift_energy_noise", "shift_p"),
 )
 _LOST = {"perplexity": "ppl lost", "retrieval": "items lost"}
 
@@ -58,15 +63,17 @@ def columns(found: Sequence[Cell]) -> dict[str, list[Any]]:
     }
     for name, title in _LOST.items():
         of_cells = [one.criterion(name) for one in found]
-        named[title] = [c and c.mean for c in of_cells]
+        named[title] = [c and _known(c) for c in of_cells]
         named[f"{title}, 95% from"] = [c and c.low for c in of_cells]
         named[f"{title}, to"] = [c and c.high for c in of_cells]
-    named["shift over other text"] = [(c := one.criterion("states")) and c.mean for one in found]
+    named["shift"] = [(c := one.criterion("states")) and _known(c) for one in found]
     named |= {title: [one.mean(name) for one in found] for title, name in _NUMBERS.items()}
     named["merged items"] = [one.mean("identical_items") for one in found]
+    named["merged, not planted"] = [one.mean("identical_natural_items") for one in found]
     named |= {name: [one.mean(name) for one in found] for name in _FURTHER}
     named["seeds"] = [len(one.rows) for one in found]
-    named["n_diverged"] = [one.n_diverged for one in found]
+    named["compared"] = [one.n_pairs if one.criteria else None for one in found]
+    named["n_lost"] = [one.n_lost for one in found]
     return named
 
 
@@ -75,19 +82,24 @@ def sentences(found: Sequence[Cell]) -> list[str]:
     n_seeds = max(len(one.rows) for one in found)
     said = [
         "Lost is against a model trained at the length that is evaluated, on as many tokens: of a "
-        "retrieval probe's items those that noisy copies no longer find first, and of perplexity, "
-        "in the second half of the rows, what the better of that model and of own windows of the "
-        "train length has, on the same tokens. Half of the items are twins that differ in their "
-        "second half alone; merged are those that cannot be told apart any more.",
-        "Shift is how far the last hidden states are from those at the train length, 1 being as "
-        "far as other text. Reach is how many tokens back a mixer looks on average, entropy how "
+        "retrieval probe's items the share of those it finds that noisy copies no longer find "
+        "first, and of perplexity, in the second half of the rows, what the better of that model "
+        "and of own windows of the train length has, on the same tokens. Half of the items are "
+        "twins, planted: they differ in their second half alone. Merged are those that cannot be "
+        "told apart any more, and behind + those of the same items without planting.",
+        "Shift is how far the last hidden states are from those at the train length: their energy "
+        "coefficient, 0 for none, 1 at most, behind +- what chance makes of half of the rows. "
+        "Reach is how many tokens back a mixer looks on average, entropy how "
         "evenly, in nats.",
         f"Safe is up to {SAFE_LOSS:.0%} of perplexity and {SAFE_RECALL:.0%} of items lost and a "
-        f"shift up to 1; risky is above {RISKY_LOSS:.0%} or {RISKY_RECALL:.0%}; the rest is "
-        "moderate.",
+        f"shift up to {SAFE_SHIFT:g}, half of the states' spread; risky is above "
+        f"{RISKY_LOSS:.0%} or {RISKY_RECALL:.0%}; the rest is "
+        "moderate; unknown is what not all seeds can tell, as where the model trained at that "
+        f"length finds less than {LEAST_RECALL:.0%} of the items or {LEAST_CHANCES:g} times those "
+        "by chance.",
     ]
     said += [words for grade in reversed(GRADES) if (words := _of_grade(found, grade))]
-    said += [_idle(found), _sure(found, n_seeds)]
+    said += [_idle(found), _unknown(found), _reference(found), _sure(found, n_seeds)]
     return [words for words in said if words]
 
 
@@ -104,8 +116,9 @@ def _of_grade(found: Sequence[Cell], grade: str) -> str:
 
 def _why(one: Cell) -> str:
     """Return the numbers that made a verdict."""
-    if one.n_diverged:
-        return f"{one.n_diverged} of {len(one.rows)} seeds diverged"
+    if one.n_lost:
+        outcomes = dict.fromkeys(row.outcome for row in one.rows if row.outcome in LOST)
+        return f"{one.n_lost} of {len(one.rows)} seeds ended {' or '.join(outcomes)}"
     return ", ".join(_number(c) for c in one.criteria if c.grade == one.verdict)
 
 
@@ -123,6 +136,26 @@ def _idle(found: Sequence[Cell]) -> str:
     told = [_named(one) for one in found if one.verdict == NOT_APPLICABLE]
     why = "the table of positions ends with the train length"
     return f"Not applicable - extrapolate: {', '.join(told)}: {why}." if told else ""
+
+
+def _unknown(found: Sequence[Cell]) -> str:
+    """Return the cells that cannot be judged, with the criteria that lack seeds."""
+    parts = []
+    for one in (one for one in found if one.verdict == UNKNOWN):
+        lack = [c for c in one.criteria if c.grade == UNKNOWN]
+        told = ", ".join(f"{c.name} of {len(c.values)} of {len(one.rows)} seeds" for c in lack)
+        parts.append(f"{one.rows[0].strategy}, {_named(one)} ({told})")
+    return f"Unknown - {'; '.join(parts)}." if parts else ""
+
+
+def _reference(found: Sequence[Cell]) -> str:
+    told = [f"{one.rows[0].strategy}, {_named(one)}" for one in found if one.is_reference]
+    return (
+        f"Own windows of the train length themselves are {'; '.join(told)}: their states are not "
+        "judged, and perplexity only where they lose against retraining."
+        if told
+        else ""
+    )
 
 
 def _sure(found: Sequence[Cell], n_seeds: int) -> str:
@@ -148,7 +181,9 @@ def _named(one: Cell) -> str:
 def _line(one: Cell) -> list[str]:
     row, lost = one.rows[0], {name: one.criterion(name) for name in _LOST}
     shift, items = one.criterion("states"), one.mean("items")
-    merged = one.mean("identical_items")
+    merged, noise = one.mean("identical_items"), one.mean("shift_energy_noise")
+    plain = one.mean("identical_natural_items")
+    natural = "" if plain is None else f"+{plain:.0f}"
     shown = [_form(one.mean(name), form) for name, form in _FORMS.items()]
     first = [row.model, str(row.n_train), str(row.n_eval), row.strategy, _verdict(one)]
     return [
@@ -158,10 +193,11 @@ def _line(one: Cell) -> list[str]:
         shown[2],
         _share(lost["retrieval"]),
         shown[3],
-        "-" if merged is None or items is None else f"{merged:.0f}/{items:.0f}",
-        _form(None if shift is None else shift.mean, ".2f"),
+        "-" if merged is None or items is None else f"{merged:.0f}{natural}/{items:.0f}",
+        _form(None if shift is None else _known(shift), ".3f")
+        + (f" +-{noise:.3f}" if noise is not None else ""),
         *shown[4:],
-        str(len(one.rows)),
+        f"{one.n_pairs}/{len(one.rows)}" if one.criteria else str(len(one.rows)),
     ]
 
 
@@ -180,7 +216,8 @@ _FORMS = {
 def _verdict(one: Cell) -> str:
     """Return the verdict and what made it: ``risky: perplexity``."""
     made = [c.name for c in one.criteria if c.grade == one.verdict != GRADES[0]]
-    return f"{one.verdict}: {', '.join(made)}" if made else one.verdict
+    said = f"{one.verdict}: {', '.join(made)}" if made else one.verdict
+    return f"{said} (is the reference)" if one.is_reference else said
 
 
 def _decided(one: Cell) -> str:
@@ -188,7 +225,11 @@ def _decided(one: Cell) -> str:
 
 
 def _share(one: Criterion | None) -> str:
-    return "-" if one is None else f"{one.mean:+.1%}"
+    return "-" if one is None or not one.values else f"{one.mean:+.1%}"
+
+
+def _known(one: Criterion) -> float | None:
+    return one.mean if one.values else None
 
 
 def _form(value: float | None, form: str) -> str:

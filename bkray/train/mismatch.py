@@ -72,7 +72,8 @@ class _Bench:
         self.stride = round(self.n_train * (1 - (config.overlap or 0.0)))
         assert config.windows is not None and config.items is not None
         self.inputs_RN, self.targets_RN = windows(shards, "valid", n_eval, config.windows)
-        self.items_IN = retrieval.twinned(windows(shards, "valid", n_eval, config.items)[0])
+        self.natural_IN = windows(shards, "valid", n_eval, config.items)[0]
+        self.items_IN = retrieval.twinned(self.natural_IN)
         late_M = torch.linspace(n_eval // 2, n_eval - 1, min(COMPARED_SITES, n_eval // 2))
         self.late_M = late_M.round().long()
         own_IN = windows(shards, "train", self.n_train, PROJECTION_PAIRS)[0]
@@ -85,8 +86,9 @@ class _Bench:
         if n_eval > self.n_train:
             short_IN = retrieval.twinned(windows(shards, "valid", self.n_train, config.items)[0])
             self.short = self._ranked(row, "none", short_IN)
-            near = strategies.spans("sliding_window", n_eval, self.n_train, self.n_train // 2)
-            self.near = self._lines(near, "none")
+            half = self.n_train // 2
+            self.near_spans = strategies.spans("sliding_window", n_eval, self.n_train, half)
+            self.near = self._lines(self.near_spans, "none")
             """By the second halves of windows of the train length: as the model is used to."""
 
     def applies(self, strategy: str) -> bool:
@@ -99,10 +101,7 @@ class _Bench:
         lines = self._lines(spans, pool)
         metrics = loss_metrics(lines.loss_RN)
         if strategy != "retrain":
-            own = loss_metrics(self.near.loss_RN)["late_loss_nats"]
-            moved = shift(lines.state_RMD, self.near.state_RMD)
-            metrics |= {"own_late_loss_nats": own}
-            metrics |= {f"shift_{name}": value for name, value in moved._asdict().items()}
+            metrics |= self._against_near(lines, (spans, pool))
             metrics |= {"mrr_short": self.short.mrr, "recall_short": self.short.recall}
         n_seen = spans[0][1] - spans[0][0]
         tokens = self.inputs_RN[:REACH_ROWS, -n_seen:].to(self.run.device)
@@ -118,8 +117,17 @@ class _Bench:
             "recall_long": found.recall,
             "items": float(len(self.items_IN)),
             "identical_items": float(retrieval.n_identical(self.items_IN, kept)),
+            "identical_natural_items": float(retrieval.n_identical(self.natural_IN, kept)),
         }
         return metrics | self._cost(spans, pool)
+
+    def _against_near(self, lines: _Lines, read_by: tuple[list[Span], str]) -> dict[str, float]:
+        """Return loss and states against those of own windows of the train length."""
+        if read_by == (self.near_spans, "none"):  # nothing can be told of it against itself
+            return {"is_reference": 1.0}
+        own = loss_metrics(self.near.loss_RN)["late_loss_nats"]
+        moved = shift(lines.state_RMD, self.near.state_RMD)._asdict()
+        return {"own_late_loss_nats": own} | {f"shift_{name}": moved[name] for name in moved}
 
     def _lines(self, spans: list[Span], pool: str) -> _Lines:
         losses, states = [], []

@@ -2,7 +2,8 @@
 
 An item is embedded as the last token's hidden state and sent through a linear projection that was
 fitted at the train length. Half of the items come as twins that differ in their second half alone:
-who cuts it off cannot tell them apart. Letters: I items, N sites, D width.
+who cuts it off cannot tell them apart. The twins are planted: that they merge says nothing of how
+often natural text does. Letters: I items, N sites, D width.
 """
 
 from typing import NamedTuple

@@ -1,12 +1,14 @@
 """How far states have moved: against sums written out, and where nothing moved."""
 
+import itertools
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from bkray.train.shift import energy_of_halves, energy_test, shift
+from bkray.report.mismatch import SAFE_SHIFT
+from bkray.train.shift import energy_noise, energy_test, shift
 
 
 def states(n_rows: int, seed: int, *, n_sites: int = 3, width: int = 4) -> Tensor:
@@ -15,12 +17,16 @@ def states(n_rows: int, seed: int, *, n_sites: int = 3, width: int = 4) -> Tenso
     return row + torch.randn(n_rows, n_sites, width, generator=draw, dtype=torch.float64)
 
 
-def test_the_energy_distance_is_the_sum_written_out() -> None:
+def test_the_energy_coefficient_is_the_sum_written_out() -> None:
     a, b = states(4, 0), states(4, 1) + 0.5
-    x, y = a.flatten(0, 1), b.flatten(0, 1)
     far = [
-        sum(float((p - q).norm()) for p in one for q in other) / (len(one) * len(other))
-        for one, other in ((x, y), (x, x), (y, y))
+        sum(
+            float((p - q).norm())
+            for (i, j) in itertools.permutations(range(4), 2)
+            for p, q in itertools.product(one[i], other[j])
+        )
+        / (4 * 3 * 3 * 3)
+        for one, other in ((a, b), (a, a), (b, b))
     ]
     expected = (2 * far[0] - far[1] - far[2]) / (2 * far[0])
     assert energy_test(a, b)[0] == pytest.approx(expected, abs=1e-10)
@@ -32,7 +38,7 @@ def test_equal_states_have_not_moved() -> None:
     seen = shift(a, a.clone())
     assert seen[:4] == pytest.approx((0.0, 1.0, 0.0, 0.0), abs=1e-10)
     assert seen.p == 1.0
-    assert seen.energy_null > 0.01
+    assert seen.energy_noise > 0.01
 
 
 def test_what_moved_is_found_and_what_moved_further_is_further() -> None:
@@ -42,7 +48,18 @@ def test_what_moved_is_found_and_what_moved_further_is_further() -> None:
     assert 0 < near.energy < far.energy < 1
     total = float(a.flatten(0, 1).var(0).sum())
     assert far.mean == pytest.approx(2.0 * 4**0.5 / total**0.5, rel=1e-6)
-    assert near.energy < near.energy_null < far.energy
+    assert near.energy < SAFE_SHIFT < far.energy
+
+
+@pytest.mark.parametrize("width", [1, 16])
+def test_the_same_displacement_comes_to_the_same_however_many_rows(width: int) -> None:
+    """Half of the spread is where states stop to be safe."""
+    for n_rows, n_draws in ((4, 200), (16, 50), (256, 1)):
+        seen = []
+        for k in range(n_draws):
+            a = torch.randn(n_rows, 2, width, generator=torch.Generator().manual_seed(k)).double()
+            seen.append(energy_test(a + 0.5, a)[0])
+        assert sum(seen) / n_draws == pytest.approx(SAFE_SHIFT, abs=0.015)
 
 
 def test_variance_and_correlation_are_told_apart() -> None:
@@ -72,10 +89,11 @@ def test_rows_weigh_as_wholes() -> None:
     assert energy_test(a, b)[1] >= 2 / 2**4 - 0.03
 
 
-def test_halves_of_rows_of_several_kinds_are_further_apart() -> None:
-    alike = torch.randn(8, 5, 4, generator=torch.Generator().manual_seed(0)).double()
-    kinds = alike + 4 * torch.arange(8)[:, None, None]
-    assert energy_of_halves(kinds) > 2 * energy_of_halves(alike)
+def test_the_noise_falls_with_the_rows_and_rises_with_their_differences() -> None:
+    alike = torch.randn(64, 5, 4, generator=torch.Generator().manual_seed(0)).double()
+    kinds = alike + 4 * torch.arange(8).repeat(8)[:, None, None]
+    assert energy_noise(kinds[:8]) > 2 * energy_noise(alike[:8])
+    assert energy_noise(kinds) < energy_noise(kinds[:8]) / 2
 
 
 def test_a_nan_is_told() -> None:
