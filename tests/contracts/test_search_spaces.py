@@ -66,7 +66,7 @@ def test_every_preset_proposes_valid_configs(name: str, preset: str, tmp_path: P
     ledger = Ledger(tmp_path, search)
     proposals = list(itertools.islice(iter(ledger.ask, None), 40))
     ledger.close()
-    assert len(proposals) == min(40, search.n_planned)
+    assert len(proposals) == min(40, search.n_configurations)
     assert len({p.config for p in proposals if p.arm}) == len(search.rivals())
 
 
