@@ -44,12 +44,13 @@ def held(
 
 def _take(path: Path) -> int | None:
     """Return the locked file's descriptor, ``None`` where it is held or was just removed."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor, is_ours = os.open(path, os.O_RDWR | os.O_CREAT, 0o644), False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
-            return descriptor
+        is_ours = path.stat().st_ino == os.fstat(descriptor).st_ino
     except (BlockingIOError, FileNotFoundError):
-        pass
-    os.close(descriptor)
-    return None
+        return None
+    finally:  # on an error that is no answer too
+        if not is_ours:
+            os.close(descriptor)
+    return descriptor if is_ours else None
