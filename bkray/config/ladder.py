@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from bkray.config.section import Section
+from bkray.config.section import Section, beside_lengths, whole_numbers
 
 
 class LadderConfig(Section):
@@ -32,12 +32,7 @@ class LadderConfig(Section):
     def _resolve(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
-        chosen = {name: value for name, value in given.items() if value is not None}
-        if chosen and "lengths" not in chosen:
-            name = next(iter(chosen))
-            raise ValueError(f"ladder.{name} does nothing without ladder.lengths: give 128,512,..")
-        if isinstance(chosen.get("lengths"), int):  # a single one, as a command line reads it
-            chosen["lengths"] = str(chosen["lengths"])
+        chosen = beside_lengths("ladder", given, "128,512,..")
         rule = chosen.get("lr_rule", "given")
         if chosen.get("mode") == "carry" and rule != "given":
             raise ValueError(
@@ -55,4 +50,4 @@ class LadderConfig(Section):
     @property
     def rungs(self) -> tuple[int, ...]:
         """The lengths as numbers; empty without any."""
-        return tuple(int(n) for n in self.lengths.split(",")) if self.lengths else ()
+        return whole_numbers(self.lengths)

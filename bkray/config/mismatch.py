@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from bkray.config.section import Section
+from bkray.config.section import Section, beside_lengths, whole_numbers
 
 STRATEGIES = (
     "extrapolate",
@@ -41,18 +41,13 @@ class MismatchConfig(Section):
     def _resolve(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
-        chosen = {name: value for name, value in given.items() if value is not None}
-        if chosen and "lengths" not in chosen:
-            name = next(iter(chosen))
-            raise ValueError(f"mismatch.{name} does nothing without mismatch.lengths: give 512,..")
-        if isinstance(chosen.get("lengths"), int):  # a single one, as a command line reads it
-            chosen["lengths"] = str(chosen["lengths"])
+        chosen = beside_lengths("mismatch", given, "512,..")
         return {"windows": 32, "items": 64, **chosen} if chosen else chosen
 
     @property
     def evaluated(self) -> tuple[int, ...]:
         """The lengths as numbers; empty without any."""
-        return tuple(int(n) for n in self.lengths.split(",")) if self.lengths else ()
+        return whole_numbers(self.lengths)
 
     @property
     def chosen(self) -> tuple[str, ...]:
