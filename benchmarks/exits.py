@@ -28,8 +28,9 @@ from bkray.nn.exits import ExitDepth
 from bkray.nn.lm import LanguageModel
 from bkray.overrides import Overrides, acting, build, parse
 from bkray.train.measure import speed
-from bkray.train.recorded import Windows, scored_at
+from bkray.train.recorded import Windows
 from bkray.train.run import Run
+from bkray.train.stops import scored_at_each
 
 BASE: Overrides = {"model.depth": "exit", "train.eval_windows": 256, "train.device": "cpu"}
 CONFIDENCES, ENTROPIES = (0.3, 0.5, 0.7, 0.9, 1.0), (3.0, 2.0, 1.0, 0.3, 0.0)
@@ -96,7 +97,7 @@ def at(threshold: float, run: Run, deepest: Run) -> Point:
     model = run.model
     assert isinstance(model, LanguageModel) and isinstance(model.depth, ExitDepth)
     windows = Windows(*run.validation, run.config.train.batch_size, run.autocast)
-    layers, loss_nats = scored_at(threshold, model, model.depth, windows)
+    ((layers, loss_nats),) = scored_at_each([threshold], model, model.depth, windows)
     model.depth.threshold = threshold
     return Point(layers, loss_nats, relative_time(model, deepest))
 

@@ -30,8 +30,9 @@ from bkray.ops.frontier import exhaustive, greedy_with_swaps
 from bkray.overrides import parse
 from bkray.train.evaluate import evaluate
 from bkray.train.frontier import N_EVALUATED, frontier, length_frontier
-from bkray.train.recorded import candidates_of, cut_losses, recorded_stops
+from bkray.train.recorded import candidates_of, cut_losses
 from bkray.train.run import Run
+from bkray.train.stops import recorded_stops
 from bkray.train.subject import windows_of
 
 MODELS: Mapping[str, Mapping[str, Any]] = {

@@ -22,8 +22,8 @@ from bkray.nn.act import ActDepth
 from bkray.nn.exits import ExitDepth
 from bkray.sweep import SWEPT_AT_INFERENCE, Sweep
 from bkray.train.frontier import StopFrontier, StopPoint, frontier
-from bkray.train.recorded import scored_at
 from bkray.train.run import Run
+from bkray.train.stops import scored_at_each
 from bkray.train.subject import model_of, windows_of, within
 from bkray.train.verdict import (
     AtInference,
@@ -175,7 +175,8 @@ def _row(run: Run, values: Sequence[float]) -> list[StopPoint]:
     model, windows = within(model_of(run)), windows_of(run)
     depth = model.depth
     assert isinstance(depth, ActDepth | ExitDepth)
-    return [StopPoint(value, *scored_at(value, model, depth, windows)) for value in values]
+    scores = scored_at_each(values, model, depth, windows)
+    return [StopPoint(value, *score) for value, score in zip(values, scores, strict=True)]
 
 
 def _model(trial: _Ended, stops: StopFrontier, searched: Sequence[str]) -> SweptModel:

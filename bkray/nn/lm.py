@@ -164,9 +164,12 @@ class LanguageModel(nn.Module):
         placed_BND: Tensor = hidden_BND + self.positions(sites_of(hidden_BND, first))
         return placed_BND
 
-    def run(self, hidden_BND: Tensor) -> Prediction:
-        """Return what the layers and the head make of embedded tokens."""
-        return self._through(list(self.blocks), hidden_BND, 0, True)
+    def run(self, hidden_BND: Tensor, layers: Sequence[nn.Module] | None = None) -> Prediction:
+        """Return what the layers and the head make of embedded tokens.
+
+        ``layers`` may stand in for those of the model, one for each.
+        """
+        return self._through(layers or list(self.blocks), hidden_BND, 0, True)
 
     def _through(
         self,

@@ -15,17 +15,9 @@ from bkray.nn.act_exit import ActExitDepth
 from bkray.nn.exits import ExitDepth
 from bkray.nn.lm import LanguageModel
 from bkray.ops.frontier import best_bins_of_each, stop_curve
-from bkray.train.recorded import (
-    Cuts,
-    Stops,
-    Windows,
-    beyond_of,
-    candidates_of,
-    cut_losses,
-    recorded_stops,
-    scored_at,
-)
+from bkray.train.recorded import Cuts, Windows, beyond_of, candidates_of, cut_losses
 from bkray.train.run import Run
+from bkray.train.stops import Stops, recorded_stops, scored_at_each
 from bkray.train.subject import model_of, windows_of, within
 
 N_BINS = (1, 2, 4, 8)
@@ -198,11 +190,12 @@ def stop_frontier(
     def estimated(thresholds: Sequence[float]) -> tuple[StopPoint, ...]:
         return estimate(recorded, thresholds, -1.0 if is_entropy else 1.0)
 
+    chosen = evaluated_thresholds(trained.threshold, largest)
+    others = [threshold for threshold in chosen if threshold != trained.threshold]
+    scored = dict(zip(others, scored_at_each(others, model, depth, windows), strict=True))
     evaluated = [
-        trained
-        if threshold == trained.threshold
-        else StopPoint(threshold, *scored_at(threshold, model, depth, windows))
-        for threshold in evaluated_thresholds(trained.threshold, largest)
+        StopPoint(threshold, *scored[threshold]) if threshold in scored else trained
+        for threshold in chosen
     ]
     guesses = estimated([point.threshold for point in evaluated])
     return StopFrontier(

@@ -1,10 +1,8 @@
-"""Passes that record what every setting of an inference knob would have given.
+"""Passes that record what every length would have given.
 
-Letters: E windows, B of them at once, N sites, K lengths, S tokens, L layers, D width, V
-vocabulary.
+Letters: E windows, B of them at once, N sites, K lengths.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -13,15 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from bkray.errors import DataError
-from bkray.nn.act import ActDepth
 from bkray.nn.beyond import Repeat
-from bkray.nn.depth import Running, alone
-from bkray.nn.exits import ExitDepth
 from bkray.nn.length import LearnedLength
-from bkray.nn.lm import LanguageModel, Prediction, sites_of
+from bkray.nn.lm import LanguageModel, Prediction
 from bkray.ops.length import repeated_loss_table
-from bkray.ops.sureness import sureness
-from bkray.train.evaluate import evaluate
 from bkray.train.lengths import table
 from bkray.train.step import Part, token_loss_nats
 
@@ -60,18 +53,6 @@ class Cuts(NamedTuple):
     """Column that the predictor chooses; ``None`` where the length is fixed."""
     avg_layers: float
     """Run by a token, nothing cut."""
-
-
-class Stops(NamedTuple):
-    """What every token would give if it stopped at each layer, from a pass in which none did.
-
-    A token stops at the first layer whose score reaches the threshold, and at the last one.
-    """
-
-    score_SL: Tensor
-    """(S, L - 1). Halting probability so far of ACT, sureness of an early exit."""
-    loss_SL: Tensor
-    """Nats, (S, L)."""
 
 
 def candidates_of(model: LanguageModel | LearnedLength, n_seq: int) -> tuple[int, ...]:
@@ -113,7 +94,7 @@ def cut_losses(
             layers.append(said.layers_BN.double().flatten())
     column_of_bin_K = torch.tensor([lengths.index(n) for n in own_bins])
     return Cuts(
-        _finite(torch.cat(tables).cpu()),
+        finite(torch.cat(tables).cpu()),
         lengths,
         own_bins,
         column_of_bin_K[torch.cat(chosen).cpu()] if chosen else None,
@@ -130,78 +111,6 @@ def _cut_table(said: Prediction, targets_BN: Tensor, lengths_K: Tensor) -> Tenso
     precise = torch.promote_types(said.logits_BNV.dtype, torch.float32)
     logits_BNV = said.logits_BNV.to(precise)
     return repeated_loss_table(loss_BN, logits_BNV, targets_BN, lengths_K) / n_sites
-
-
-def recorded_stops(model: LanguageModel, depth: ActDepth | ExitDepth, windows: Windows) -> Stops:
-    """Return scores and losses of one pass in which every token runs through every layer.
-
-    It reads the states of every layer: L passes through the head in place of one.
-
-    Raises:
-        DataError: a loss is not finite.
-    """
-    scores, losses = [], []
-    with recording(model, told=depth if isinstance(depth, ExitDepth) else None):
-        for inputs_BN, targets_BN in windows.parts(model_device(model)):
-            with windows.autocast:
-                if isinstance(depth, ActDepth):
-                    score_BNL, loss_BNL = _act_stops(model, depth, inputs_BN, targets_BN)
-                else:
-                    score_BNL, loss_BNL = _exit_stops(model, depth, inputs_BN, targets_BN)
-            scores.append(score_BNL.flatten(0, 1).double().cpu())
-            losses.append(loss_BNL.flatten(0, 1).double().cpu())
-    return Stops(torch.cat(scores), _finite(torch.cat(losses)))
-
-
-def _act_stops(
-    model: LanguageModel, depth: ActDepth, inputs_BN: Tensor, targets_BN: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Read the weighted sum of states as it would be at a stop behind each layer."""
-    hidden_BND = model.embed(inputs_BN)
-    run = Running(hidden_BND, sites_of(hidden_BND), hidden_BND.new_zeros(inputs_BN.shape))
-    sum_BND = torch.zeros_like(hidden_BND)
-    scores, losses = [], []
-    for layer in depth.layers([alone(block) for block in model.blocks]):  # type: ignore[arg-type]
-        assert run.c_BM is not None
-        left_BN1 = (1 - run.c_BM)[..., None]
-        halted = layer._replace(threshold=math.inf).run(run)
-        stopped = Prediction(model.read(sum_BND + left_BN1 * halted.hidden_BMD))
-        losses.append(token_loss_nats(stopped, targets_BN))
-        scores.append(halted.c_BM)
-        sum_BND = sum_BND + halted.weight_BM[..., None] * halted.hidden_BMD
-        run = run._replace(hidden_BMD=halted.hidden_BMD, c_BM=halted.c_BM)
-    return torch.stack(scores[:-1], dim=-1), torch.stack(losses, dim=-1)
-
-
-def _exit_stops(
-    model: LanguageModel, depth: ExitDepth, inputs_BN: Tensor, targets_BN: Tensor
-) -> tuple[Tensor, Tensor]:
-    said = model(inputs_BN)
-    heads = [Prediction(logits_BNV) for logits_BNV in (*said.exits, said.logits_BNV)]
-    losses = [token_loss_nats(head, targets_BN) for head in heads]
-    scores = [sureness(logits_BNV, depth.rule) for logits_BNV in said.exits]
-    return torch.stack(scores, dim=-1), torch.stack(losses, dim=-1)
-
-
-def scored_at(
-    threshold: float, model: LanguageModel, depth: ActDepth | ExitDepth, windows: Windows
-) -> tuple[float, float]:
-    """Return mean layers and loss in nats of an evaluation at a threshold, which is put back."""
-    trained = depth.threshold
-    depth.threshold = threshold
-    try:
-        score = evaluate(
-            model,
-            windows.inputs_EN,
-            windows.targets_EN,
-            batch_size=windows.batch_size,
-            autocast=windows.autocast,
-        )
-    finally:
-        depth.threshold = trained
-    of_policy = [score.metrics.get(f"{kind}/avg_layers_executed") for kind in ("act", "depth")]
-    layers = next((mean for mean in of_policy if mean is not None), len(model.blocks))
-    return float(layers), score.loss_nats
 
 
 @contextmanager
@@ -240,7 +149,12 @@ def model_device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _finite(loss: Tensor) -> Tensor:
+def finite(loss: Tensor) -> Tensor:
+    """Return losses in nats as they are.
+
+    Raises:
+        DataError: one of them is not finite.
+    """
     if not loss.isfinite().all():
         raise DataError(
             "the checkpoint's loss is not finite on the validation windows: nothing to sweep; "

@@ -3,6 +3,7 @@
 Letters: E windows, N sites, V vocabulary, K lengths.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from bkray.nn.build import built_in
 from bkray.nn.exits import ExitDepth
 from bkray.nn.length import LearnedLength
 from bkray.nn.lm import LanguageModel, Prediction
+from bkray.train.evaluate import evaluate
 from bkray.train.frontier import StopFrontier, StopPoint, estimate, length_frontier, stop_frontier
 from bkray.train.recorded import (
     Cuts,
@@ -23,10 +25,9 @@ from bkray.train.recorded import (
     beyond_of,
     candidates_of,
     cut_losses,
-    recorded_stops,
-    scored_at,
 )
 from bkray.train.step import token_loss_nats
+from bkray.train.stops import recorded_stops, scored_at_each
 
 SITES, ROWS = 16, 6
 DEPTHS: dict[str, dict[str, Any]] = {
@@ -124,7 +125,7 @@ def test_a_recorded_pass_leaves_mode_knobs_and_random_numbers_as_they_were() -> 
     before = torch.get_rng_state()
     cut_losses(model, text, (8, 16))
     recorded_stops(model.model, model.model.depth, text)
-    scored_at(0.5, model.model, model.model.depth, text)
+    scored_at_each([0.5], model.model, model.model.depth, text)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(part.training for part in model.modules())
     assert (model.train_cut, model.model.depth.threshold) == (0.5, 0.3)
@@ -184,6 +185,36 @@ def test_an_estimate_is_exact_where_all_stop_together() -> None:
         layers, loss_nats = scored_at(threshold, model, depth, windows())
         assert layers == n_layers
         assert abs(point.loss_nats - loss_nats) < 1e-10
+
+
+def scored_at(
+    threshold: float, model: LanguageModel, depth: ActDepth | ExitDepth, text: Windows
+) -> tuple[float, float]:
+    """A plain evaluation at a threshold: what `scored_at_each` stands for."""
+    trained, depth.threshold = depth.threshold, threshold
+    score = evaluate(
+        model, *text[:2], batch_size=text.batch_size, autocast=torch.autocast("cpu", enabled=False)
+    )
+    depth.threshold = trained
+    kinds = [f"{kind}/avg_layers_executed" for kind in ("act", "depth")]
+    layers = [score.metrics[name] for name in kinds if name in score.metrics]
+    return (layers or [len(model.blocks)])[0], score.loss_nats
+
+
+@pytest.mark.parametrize("make", [halting, leaving])
+def test_thresholds_that_share_the_first_layer_score_as_alone(
+    make: Callable[[], tuple[LanguageModel, ActDepth | ExitDepth]],
+) -> None:
+    model, depth = make()
+    trained, text = depth.threshold, windows()
+    thresholds = [0.05, 0.3, 0.55, 0.8, 1.0]
+    found = scored_at_each(thresholds, model, depth, text)
+    assert depth.threshold == trained
+    assert len({layers for layers, _ in found}) > 2
+    for threshold, (layers, loss_nats) in zip(thresholds, found, strict=True):
+        alone = scored_at(threshold, model, depth, text)
+        assert abs(layers - alone[0]) < 1e-10
+        assert abs(loss_nats - alone[1]) < 1e-10
 
 
 def frontier_of(model: LanguageModel, depth: ActDepth | ExitDepth) -> StopFrontier:
