@@ -2,11 +2,13 @@
 
 Run it with ``bkray sweep compare --preset small``, on other text with ``data.corpus=PATH``. First
 each family tries three learning rates, for fewer steps and on a seed that the comparison does not
-have; then it trains with the best of them on all seeds. Speed and memory are measured by length,
-each rival in turn with ours.
+have, and while any of them is best at its lowest or highest one, all try one more; then it trains
+with its best one on all seeds. Speed and memory are measured by length, each rival in turn with
+ours.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from bkray.config import MixerName, TrialConfig
@@ -35,8 +37,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     }.items()
     if knobs["model.mixer"] in get_args(MixerName)
 }
-LR_FACTORS = (1 / 3, 1.0, 3.0)
-"""Learning rates tried, as multiples of the given one."""
+LR_FACTOR = 3.0
+"""Between a learning rate that is tried and the next one; the given one comes in the middle."""
+MOST_RATES = 5
+"""Tried by a family; each tries as many as the others."""
 SEARCH_SHARE = 0.5
 """Of the steps that the comparison takes."""
 OWN_SEED = 1_000_000
@@ -60,14 +64,13 @@ def arms(base: Overrides) -> list[Arm]:
         )
     config = build(acting(base))
     check_timed(config)
-    own_seed = {"seed": config.seed + OWN_SEED}
-    steps = max(1, round(config.train.steps * SEARCH_SHARE))
     # The longest passes are timed first, while others are trained.
     timed = [
         Arm(
             name=f"{TIMED}{name}",
             overrides={
-                **(family(base, name) | own_seed),
+                **family(base, name),
+                "seed": config.seed + OWN_SEED,
                 "train.speed_lengths": config.train.speed_lengths,
                 "train.steps": 1,
             },
@@ -75,19 +78,22 @@ def arms(base: Overrides) -> list[Arm]:
         for name in FAMILIES
         if name != OURS and config.train.speed_lengths is not None
     ]
-    searched = [
-        Arm(
-            name=f"{SEARCHED}{name}-lr-{lr:.2g}",
-            overrides={
-                **(family(base, name) | own_seed),
-                "train.steps": steps,
-                "optimizer.lr": lr,
-            },
-        )
-        for name in FAMILIES
-        for lr in (config.optimizer.lr * factor for factor in LR_FACTORS)
-    ]
+    rates = [config.optimizer.lr * LR_FACTOR**power for power in (-1, 0, 1)]
+    searched = [_search(base, name, lr) for name in FAMILIES for lr in rates]
     return timed + searched
+
+
+def _search(base: Overrides, name: str, lr: float) -> Arm:
+    config = build(acting(base))
+    return Arm(
+        name=f"{SEARCHED}{name}-lr-{lr:.2g}",
+        overrides={
+            **family(base, name),
+            "seed": config.seed + OWN_SEED,
+            "train.steps": max(1, round(config.train.steps * SEARCH_SHARE)),
+            "optimizer.lr": lr,
+        },
+    )
 
 
 def check_timed(config: TrialConfig) -> None:
@@ -104,17 +110,48 @@ def check_timed(config: TrialConfig) -> None:
 
 
 def follow(base: Overrides, ended: Sequence[Ended]) -> list[Arm]:
-    """Return every family at the learning rate that was best, once; one that diverged at all rates
-    goes on at the lowest, for its seeds count as lost and are not left out."""
+    """Return a further rate for each family while one is best at an edge of what it tried; then
+    every family at its best rate, once. One that diverged at all rates goes on at the lowest, for
+    its seeds count as lost and are not left out."""
     if any(one.name in FAMILIES for one in ended):
         return []
+    tried = {name: _tried(name, ended) for name in FAMILIES}
+    is_open = any(_best(rates) in (min(rates), max(rates)) for rates in tried.values())
+    if is_open and max(map(len, tried.values())) < MOST_RATES:
+        return [_search(base, name, _next_rate(rates)) for name, rates in tried.items()]
     return [
-        Arm(
-            name=name,
-            overrides={**family(base, name), "optimizer.lr": best_rate(name, ended)},
-        )
-        for name in FAMILIES
+        Arm(name=name, overrides={**family(base, name), "optimizer.lr": _best(rates)})
+        for name, rates in tried.items()
     ]
+
+
+def _tried(name: str, ended: Sequence[Ended]) -> dict[float, float]:
+    """Return the loss by learning rate of a family's search, inf where it did not end well."""
+    return {
+        one.overrides["optimizer.lr"]: one.values[0]
+        if one.outcome == "ok" and one.values[0] is not None
+        else math.inf
+        for one in ended
+        if one.name.startswith(f"{SEARCHED}{name}-lr-")
+    }
+
+
+def _best(rates: Mapping[float, float]) -> float:
+    """Return the rate of least loss, the lowest one of several."""
+    return min(rates, key=lambda lr: (rates[lr], lr))
+
+
+def _next_rate(rates: Mapping[float, float]) -> float:
+    """Return a rate beyond the edge that is best, or else one between the best and its better
+    neighbour, in the middle of their logarithms."""
+    best, sorted_rates = _best(rates), sorted(rates)
+    if best == sorted_rates[0]:
+        return best / LR_FACTOR
+    if best == sorted_rates[-1]:
+        return best * LR_FACTOR
+    place = sorted_rates.index(best)
+    beside = {lr: rates[lr] for lr in (sorted_rates[place - 1], sorted_rates[place + 1])}
+    return math.sqrt(best * _best(beside))
 
 
 def family(base: Overrides, name: str) -> dict[str, Any]:
@@ -127,18 +164,6 @@ def family(base: Overrides, name: str) -> dict[str, Any]:
     target = n_params({**base, **FAMILIES[OURS]})
     found = at_equal_parameters({**base, **FAMILIES[name]}, target)
     return {**own, "model.d_hidden": found["model.d_hidden"]}
-
-
-def best_rate(name: str, ended: Sequence[Ended]) -> float:
-    """Return the learning rate of least loss in a family's search, the lowest if none is ok."""
-    tried = [one for one in ended if one.name.startswith(f"{SEARCHED}{name}-lr-")]
-    losses = [
-        (one.values[0], one.overrides["optimizer.lr"])
-        for one in tried
-        if one.outcome == "ok" and one.values[0] is not None
-    ]
-    rates: list[float] = [one.overrides["optimizer.lr"] for one in tried]
-    return min(losses)[1] if losses else min(rates)
 
 
 SWEEP = Sweep(

@@ -1,5 +1,6 @@
 """The comparison as a value: its arms, their equal budgets, and what follows from the search."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,11 @@ def played(fate: Fate, **more: Any) -> list[Proposal]:
 
 
 def well(proposal: Proposal) -> tuple[str, float]:
-    return "ok", 2.0
+    return "ok", abs(math.log(proposal.config.optimizer.lr / 0.005))
+
+
+def rates_of(seen: list[Proposal], name: str) -> list[float]:
+    return [p.config.optimizer.lr for p in seen if p.arm.startswith(f"search-{name}-lr")]
 
 
 def families(seen: list[Proposal]) -> dict[str, Proposal]:
@@ -76,10 +81,30 @@ def test_each_family_goes_on_at_its_own_best_rate() -> None:
 
     def fate(p: Proposal) -> tuple[str, float]:
         wanted = next(rate for name, rate in best.items() if f"-{name}" in f"-{p.arm}")
-        return "ok", abs(p.config.optimizer.lr - wanted)
+        return "ok", abs(math.log(p.config.optimizer.lr / wanted))
 
     found = {name: one.config.optimizer.lr for name, one in families(played(fate)).items()}
     assert found == pytest.approx(best)
+
+
+def test_a_search_goes_on_for_all_while_one_is_best_at_an_edge() -> None:
+    def fate(p: Proposal) -> tuple[str, float]:
+        wanted = 0.045 if "mamba" in p.arm else 0.004
+        return "ok", abs(math.log(p.config.optimizer.lr / wanted))
+
+    seen = played(fate)
+    assert sorted(rates_of(seen, "mamba")) == pytest.approx(
+        [0.005 / 3, 0.005, 0.015, 0.045, 0.135]
+    )
+    for name in FAMILIES:
+        assert len(rates_of(seen, name)) == 5
+        assert len({round(lr, 9) for lr in rates_of(seen, name)}) == 5
+    inner = rates_of(seen, "attention")[3:]
+    assert inner[0] == pytest.approx(0.005 / 3**0.5)  # towards the better neighbour
+    assert 0.005 / 3**0.5 < inner[1] < 0.005
+    found = families(seen)
+    assert found["mamba"].config.optimizer.lr == pytest.approx(0.045)
+    assert found["attention"].config.optimizer.lr == pytest.approx(inner[1])
 
 
 def test_a_rate_that_diverges_is_not_taken() -> None:
@@ -98,7 +123,7 @@ def test_a_family_that_diverges_at_every_rate_is_not_left_out() -> None:
 
     found = families(played(fate))
     assert list(found) == list(FAMILIES)
-    assert found["attention"].config.optimizer.lr == pytest.approx(0.005 / 3)
+    assert found["attention"].config.optimizer.lr == pytest.approx(0.005 / 27)
 
 
 def test_rivals_are_timed_beside_ours_at_every_length() -> None:
