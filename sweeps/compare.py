@@ -189,10 +189,10 @@ SWEEP = Sweep(
             trials=0,
             seeds=8,
             overrides={
-                "train.steps": 200,
-                "train.eval_every": 200,
-                "train.checkpoint_every": 200,
-                "optimizer.warmup_steps": 20,
+                "train.steps": 160,
+                "train.eval_every": 160,
+                "train.checkpoint_every": 160,
+                "optimizer.warmup_steps": 16,
             },
         ),
         "full": Preset(

@@ -19,7 +19,7 @@ from sweeps.compare import FAMILIES, OWN_SEED, SWEEP, arms, check_timed
 Fate = Callable[[Proposal], tuple[str, float | None]]
 """Outcome and loss of a proposal."""
 
-SEARCH_STEPS = 100
+SEARCH_STEPS = 80
 
 
 def options(**more: Any) -> SweepOptions:
