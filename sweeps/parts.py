@@ -1,8 +1,8 @@
 """The parts of the BK model, each taken out or put in: heads, values, energies, experts, branch.
 
-Run it with ``bkray sweep parts --preset smoke``, and with ``--seeds 8`` for verdicts: all arms
-have the same seeds and data, and ``bkray show`` holds each against its reference, seed by seed.
-Parameters are not held equal; the tables tell how many an arm has.
+Run it with ``bkray sweep parts --preset small``: all arms have the same 8 seeds and data, and
+``bkray show`` holds each against its reference, seed by seed. Parameters are not held equal; the
+tables tell how many an arm has.
 """
 
 from bkray.errors import ConfigError
@@ -48,7 +48,16 @@ SWEEP = Sweep(
     objectives=(Objective(column="final_val_loss_nats", direction="minimize"),),
     presets={
         "smoke": Preset(trials=0, overrides=SMOKE),
-        "small": Preset(trials=0, overrides={"train.steps": 400}),
-        "full": Preset(trials=0, overrides={"train.steps": 2000}),
+        "small": Preset(
+            trials=0,
+            seeds=8,
+            overrides={
+                "train.steps": 100,
+                "train.eval_every": 100,
+                "train.checkpoint_every": 100,
+                "optimizer.warmup_steps": 10,
+            },
+        ),
+        "full": Preset(trials=0, seeds=8, overrides={"train.steps": 2000}),
     },
 )
