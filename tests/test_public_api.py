@@ -49,7 +49,8 @@ def test_importing_bkray_loads_nothing_heavy() -> None:
         ("bkray.stability", HEAVY),
         ("search_spaces.act, sweeps.act", HEAVY),
         ("bkray.report.tables", {"torch", "ray", "mlflow"}),
-        ("bkray.trial", {"ray", "mlflow", "optuna"}),
+        ("bkray.trial", {"ray", "mlflow", "optuna", "scipy"}),
+        ("bkray.cluster.tune_carrier", {"mlflow", "scipy"}),
     ],
 )
 def test_a_floor_loads_only_what_is_its_own(module: str, forbidden: set[str]) -> None:

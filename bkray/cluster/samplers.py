@@ -20,7 +20,6 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler
 from optuna.search_space import intersection_search_space
 from optuna.study import Study
 from optuna.trial import FrozenTrial
-from scipy.stats import qmc
 
 from bkray.cluster.feasibility import Point, SearchSpace, risk
 from bkray.errors import ConfigError
@@ -156,6 +155,8 @@ class SobolSampler(BaseSampler):
     _MAX_KNOBS = 64
 
     def __init__(self, *, seed: int, position: int) -> None:
+        from scipy.stats import qmc  # as slow to import as torch is, and each worker would
+
         sequence = qmc.Sobol(self._MAX_KNOBS, scramble=True, rng=seed)
         if position:
             sequence.fast_forward(position)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.lapack import get_lapack_funcs
 
 from bkray.errors import ConfigError
 
@@ -36,6 +35,8 @@ class Tridiagonal(NamedTuple):
         Raises:
             ConfigError: the matrix is singular.
         """
+        from scipy.linalg.lapack import get_lapack_funcs  # slow to import, and seldom needed
+
         missing = max(0, FEWEST_SITES - len(self.diagonal))
         lower, upper = (np.pad(side, (0, missing)) for side in (self.lower, self.upper))
         diagonal = np.pad(self.diagonal, (0, missing), constant_values=1)
