@@ -5,6 +5,7 @@ BkrayError
 ├── DataError         a corpus is missing, empty, too small or not text (also a ValueError)
 ├── TrackingError     the tracking server that was asked for does not answer
 ├── StorageError      there is no room left for a file
+├── ClusterError      a cluster file, or the cluster itself, is not as it must be
 └── ResumeError       a folder does not hold what is needed to go on
 """
 
@@ -31,3 +32,7 @@ class ResumeError(BkrayError):
 
 class StorageError(BkrayError):
     """Say which file there is no room for."""
+
+
+class ClusterError(BkrayError):
+    """Say what of a cluster is wrong and what to do."""

@@ -10,6 +10,7 @@ from typing import NoReturn
 import typer
 from typer.exceptions import TyperException
 
+from bkray.cli.cluster import app as cluster
 from bkray.cli.eval import evaluate
 from bkray.cli.frontier import frontier
 from bkray.cli.lengths import lengths
@@ -38,6 +39,7 @@ app.command("mlflow-sync", epilog="Example: bkray mlflow-sync runs/act/20260101-
 )
 app.command("why", epilog="Example: bkray why runs/train/1a2b3c4d5e6f")(why)
 app.command("replay", epilog="Example: bkray replay runs/train/1a2b3c4d5e6f")(replay)
+app.add_typer(cluster, name="cluster")
 app.command("ui", epilog="Example: bkray ui --port 5001")(ui)
 
 
