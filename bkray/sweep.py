@@ -1,5 +1,6 @@
 """A sweep as a value: what is held fixed, what is searched, against which rivals, how far."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -119,6 +120,11 @@ class Sweep:
     at_inference: str = ""
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.name):  # it names a folder
+            raise ConfigError(
+                f"sweep name {self.name!r}: letters, digits, _, . and - are allowed, the first of "
+                "them a letter, a digit or _"
+            )
         if self.follow is not nothing_follows and self.space is not no_space:
             raise ConfigError(f"sweep {self.name} has a space and follow: leave one of them out")
         if self.at_inference and self.at_inference not in SWEPT_AT_INFERENCE:

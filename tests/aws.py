@@ -2,9 +2,13 @@
 
 EC2 and IAM are moto's, in this process. ``ssh`` and ``rsync`` are programs, first on the ``PATH``,
 that write down how they were called and do nothing. ``bootstrap.json`` is what the head would be
-told, ``machines.json`` what would run, ``ssh.jsonl`` what would be called on the head.
+told, ``machines.json`` what would run, ``ports.json`` who may reach it, ``ssh.jsonl`` what would
+be called on the head, ``left.json`` what ``bkray cluster down`` leaves, and ``states.json`` how
+the machines are then.
 """
 
+import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -38,39 +42,85 @@ def main() -> None:
     )
     from moto import mock_aws
 
+    write_token(folder)
+    written = folder / "cluster.yaml"
+    text = Path(cluster_file).read_text().replace("WRITE-YOUR-BUCKET", "somebodys-bucket")
+    written.write_text(text)
     with mock_aws():
         make_role()
-        bring_up(cluster_file)
+        bkray("cluster", "up", str(written), "--yes")
         cluster = json.loads((folder / "bootstrap.json").read_text())
         (folder / "machines.json").write_text(json.dumps(machines_of(cluster)))
+        (folder / "ports.json").write_text(json.dumps(ports_of(cluster)))
+        with (folder / "left.json").open("w") as left, contextlib.redirect_stdout(left):
+            down(written)
+        states = {machine_name(one): one.state["Name"] for one in machines(cluster)}
+        (folder / "states.json").write_text(json.dumps(states))
 
 
-def bring_up(cluster_file: str) -> None:
-    from ray.autoscaler._private import commands
+def bkray(*words: str) -> None:
+    from bkray.cli import app
 
-    commands.create_or_update_cluster(
-        cluster_file,
-        override_min_workers=None,
-        override_max_workers=None,
-        no_restart=False,
-        restart_only=False,
-        yes=True,
-        override_cluster_name=None,
-        no_config_cache=True,
-    )
+    assert app(list(words), standalone_mode=False) == 0, words
+
+
+def down(cluster_file: Path) -> None:
+    """Run ``bkray cluster down``; Ray speaks on the standard output too: the last line is ours."""
+    from bkray.cluster import provider
+
+    left = provider.down(cluster_file)
+    print(json.dumps(dataclasses.asdict(left)))
+
+
+def write_token(home: Path) -> None:
+    token = home / ".ray/auth_token"
+    token.parent.mkdir()
+    token.write_text("0" * 64)
+    token.chmod(0o600)
 
 
 def machines_of(cluster: dict[str, Any]) -> dict[str, Any]:
     """Start a worker of each kind as the head would, and describe every machine."""
-    import boto3
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
     provider = AWSNodeProvider(cluster["provider"], cluster["cluster_name"])
     kinds = cluster["available_node_types"]
     for name in kinds.keys() - {cluster["head_node_type"]}:
         provider.create_node(kinds[name]["node_config"], {"ray-user-node-type": name}, 1)
+    keep_runs(cluster)
+    return {machine_name(machine): describe(machine) for machine in machines(cluster)}
+
+
+def machines(cluster: dict[str, Any]) -> list[Any]:
+    import boto3
+
     ec2 = boto3.resource("ec2", region_name=cluster["provider"]["region"])
-    return {machine_name(machine): describe(machine) for machine in ec2.instances.all()}
+    return list(ec2.instances.all())
+
+
+def keep_runs(cluster: dict[str, Any]) -> None:
+    """Attach the volume of ``~/runs`` as the head would."""
+    import boto3
+
+    from bkray.cluster.head import Machine, attach_volume
+
+    [head] = [one for one in machines(cluster) if machine_name(one) == "head"]
+    here = Machine(head.id, head.placement["AvailabilityZone"])
+    ec2 = boto3.client("ec2", region_name=cluster["provider"]["region"])
+    attach_volume(ec2, here, cluster=cluster["cluster_name"], gib=100)
+
+
+def ports_of(cluster: dict[str, Any]) -> list[Any]:
+    """Who may reach the machines: first port, last port, addresses."""
+    [group] = {one["GroupId"] for head in machines(cluster) for one in head.security_groups}
+    import boto3
+
+    ec2 = boto3.resource("ec2", region_name=cluster["provider"]["region"])
+    rules = ec2.SecurityGroup(group).ip_permissions
+    return [
+        [rule.get("FromPort"), rule.get("ToPort"), [one["CidrIp"] for one in rule["IpRanges"]]]
+        for rule in rules
+    ]
 
 
 def make_role() -> None:
@@ -91,7 +141,8 @@ def describe(machine: Any) -> dict[str, Any]:
     return {
         "type": machine.instance_type,
         "market": machine.instance_lifecycle or "on demand",
-        "disk_gib": [volume.size for volume in machine.volumes.all()],
+        "disk_gib": sorted(volume.size for volume in machine.volumes.all()),
+        "zone": machine.placement["AvailabilityZone"],
     }
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from bkray.cluster.head import artifacts
+
 ROOT = Path(__file__).parents[1]
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 
@@ -23,7 +25,12 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     folder = tmp_path_factory.mktemp("aws")
     child = [sys.executable, "-m", "tests.aws", "cluster.yaml", str(folder)]
     subprocess.run(child, cwd=ROOT, check=True, timeout=200, capture_output=True)
-    return lambda name: [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+    def read(name: str) -> list[Any]:
+        lines = (folder / name).read_text().splitlines()
+        return [json.loads(line) for line in (lines[-1:] if name == "left.json" else lines)]
+
+    return read
 
 
 def called(told: Callable[[str], Any]) -> list[str]:
@@ -58,7 +65,34 @@ def test_the_head_is_on_demand_and_workers_are_on_spot(told: Callable[[str], Any
     [machines] = told("machines.json")
     markets = {name: machine["market"] for name, machine in machines.items()}
     assert markets == {"head": "on demand", "cpu": "spot", "gpu": "spot"}
-    assert all(machine["disk_gib"] == [150] for machine in machines.values())
+    assert {name: machine["disk_gib"] for name, machine in machines.items()} == {
+        "head": [100, 150],  # ~/runs has a volume of its own
+        "cpu": [150],
+        "gpu": [150],
+    }
+    assert {machine["zone"] for machine in machines.values()} == {"us-west-2a"}
+
+
+def test_ssh_alone_is_open_to_the_world(told: Callable[[str], Any]) -> None:
+    [ports] = told("ports.json")
+    assert [port for port in ports if port[2]] == [[22, 22, ["0.0.0.0/0"]]]
+
+
+def test_the_head_is_told_the_bucket_and_gets_the_token(told: Callable[[str], Any]) -> None:
+    [bootstrap] = told("bootstrap.json")
+    assert bootstrap["metadata"]["bucket"] == "somebodys-bucket"
+    assert artifacts(bootstrap) == "s3://somebodys-bucket/mlflow"
+    assert "0" * 64 not in json.dumps(bootstrap)
+    assert any(target.endswith("~/.ray/auth_token") for target in told("rsync.jsonl"))
+
+
+def test_down_ends_every_machine_and_names_what_stays(told: Callable[[str], Any]) -> None:
+    [states] = told("states.json")
+    assert states == dict.fromkeys(("head", "cpu", "gpu"), "terminated")
+    [left] = told("left.json")
+    assert left["machines"] == []
+    assert [volume.endswith("(100 GiB)") for volume in left["volumes"]] == [True]
+    assert left["bucket"] == "somebodys-bucket"
 
 
 def test_a_machine_has_a_slot_per_cpu_and_gpus_where_it_should(told: Callable[[str], Any]) -> None:

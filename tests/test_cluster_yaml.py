@@ -1,4 +1,4 @@
-"""cluster.yaml: Ray's own checks, and those of its commands that run on any machine, run."""
+"""The cluster files: Ray's own checks; commands that run on any machine are run."""
 
 import json
 import os
@@ -17,14 +17,20 @@ from typing import Any
 import pytest
 import yaml
 
+from bkray.cluster.cluster_file import commands, groups
 from tests.servers import answers, free_port, wait_until
+from tests.shell import lint
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "cluster.yaml").read_text()
 CLUSTER = yaml.safe_load(TEXT)
-COMMAND_LISTS = [name for name in CLUSTER if name.endswith("_commands")]
+FILES = ["cluster.yaml", "deploy/cluster-gcp.yaml", "deploy/cluster-local.yaml"]
 HEAD = ["initialization_commands", "setup_commands", "head_setup_commands"]
 METADATA = "http://169.254.169.254"
+
+
+def cluster_of(where: str) -> Any:
+    return yaml.safe_load((ROOT / where).read_text())
 
 
 def validate(cluster: Mapping[str, Any]) -> Any:
@@ -41,7 +47,12 @@ def only(commands: list[str], words: str) -> str:
     return found
 
 
-def test_passes_rays_own_schema() -> None:
+@pytest.mark.parametrize("where", FILES)
+def test_passes_rays_own_schema(where: str) -> None:
+    assert validate(cluster_of(where))["head_node_type"]
+
+
+def test_no_worker_runs_while_none_is_needed() -> None:
     kinds = validate(CLUSTER)["available_node_types"]
     assert {name: kind["min_workers"] for name, kind in kinds.items() if name != "head"} == {
         "cpu": 0,
@@ -72,6 +83,15 @@ def test_pins_no_build_that_only_a_cpu_has() -> None:
     assert "+" not in (ROOT / "constraints.txt").read_text()
 
 
+def test_google_cloud_knows_spot_and_gpus_by_its_own_words() -> None:
+    found = {group.name: group for group in groups(validate(cluster_of(FILES[1])))}
+    assert {name for name, group in found.items() if group.spot} == {"cpu", "gpu"}
+    assert found["gpu"].gpus == 1
+    assert {group.at_least for group in found.values()} == {0}
+    # the disk of ~/runs is named, not made: its size is not in the file
+    assert {group.disk_gib for group in found.values()} == {150}
+
+
 def test_spot_is_for_workers_alone_and_the_groups_fit_the_cluster() -> None:
     kinds = CLUSTER["available_node_types"]
     spot = {name for name, kind in kinds.items() if "InstanceMarketOptions" in kind["node_config"]}
@@ -83,19 +103,34 @@ def test_holds_nothing_of_anybodys_account() -> None:
     assert not re.search(r"\b\d{12}\b|AKIA|arn:aws|s3://|\bami-[0-9a-f]|KeyName", TEXT)
 
 
-@pytest.mark.parametrize("name", COMMAND_LISTS)
-def test_commands_are_shell(name: str) -> None:
-    for command in CLUSTER[name]:
-        read = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True)
-        assert (read.returncode, read.stderr) == (0, ""), command
+@pytest.mark.parametrize("where", FILES)
+def test_commands_are_shell(where: str, tmp_path: Path) -> None:
+    scripts = []
+    for number, (name, command) in enumerate(commands(cluster_of(where))):
+        scripts.append(tmp_path / f"{number}-{name}.sh")
+        scripts[-1].write_text(f"#!/bin/bash\n{command}\n")
+    lint(*scripts)
 
 
-def test_mounts_what_an_installation_needs() -> None:
+@pytest.mark.parametrize("where", FILES)
+def test_ray_asks_every_caller_for_a_token_and_shows_its_dashboard_to_ssh(where: str) -> None:
+    said = [command for _, command in commands(cluster_of(where))]
+    [head] = [command for command in said if "ray start --head" in command]
+    assert "--dashboard-host=127.0.0.1" in head
+    [mode] = {found for text in said for found in re.findall(r"RAY_AUTH_MODE=(\w+)", text)}
+    assert mode == "token"
+
+
+@pytest.mark.parametrize("where", FILES)
+def test_mounts_what_an_installation_needs(where: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     words = [project["project"]["readme"], *project["project"]["license-files"]]
-    mounts = {f"~/bkray/{name}": name for name in (*packages, *words, "pyproject.toml")}
-    assert CLUSTER["file_mounts"] == {**mounts, "~/bkray/constraints.txt": "constraints.txt"}
+    names = (*packages, *words, "pyproject.toml", "constraints.txt")
+    mounts = {f"~/bkray/{name}": name for name in names}
+    token = {"~/.ray/auth_token": "~/.ray/auth_token"}
+    deploy = {} if where == "deploy/cluster-local.yaml" else {"~/bkray/deploy": "deploy"}
+    assert cluster_of(where)["file_mounts"] == {**mounts, **token, **deploy}
 
 
 def run_at(home: Path, command: str, **environment: str) -> None:
@@ -117,7 +152,7 @@ def test_shells_of_a_node_find_the_environment_however_often_it_is_set_up(tmp_pa
     assert len((tmp_path / ".bashrc").read_text().splitlines()) == 3
     run_at(tmp_path, f'test "${{PATH%%:*}}" = {tmp_path}/env/bin && test "$KEPT" = 1')
     run_at(tmp_path, f'test "$PIP_CONSTRAINT" = {tmp_path}/bkray/constraints.txt')
-    run_at(tmp_path, 'test "$RAY_AUTH_MODE" = disabled')
+    run_at(tmp_path, 'test "$RAY_AUTH_MODE" = token')
     run_at(tmp_path, 'test "$MLFLOW_TRACKING_URI" = http://127.0.0.1:5000')
 
 
@@ -180,14 +215,14 @@ def test_workers_boot_from_the_image_of_the_head(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_mlflow_answers_on_loopback_alone_and_stays(tmp_path: Path) -> None:
+def test_mlflow_of_own_machines_answers_on_loopback_alone_and_stays(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     port = free_port()
-    commands = [c for c in CLUSTER["head_start_ray_commands"] if ":5000" in c]
-    commands = [c.replace(":5000", f":{port}").replace("5000", str(port)) for c in commands]
+    starts = [c for c in cluster_of(FILES[2])["head_start_ray_commands"] if ":5000" in c]
+    starts = [c.replace(":5000", f":{port}").replace("5000", str(port)) for c in starts]
     own = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     try:
-        for command in [*commands, *commands]:
+        for command in [*starts, *starts]:
             run_at(tmp_path, command, **own)
             started = mlflow_servers(tmp_path)
         assert len(started) == 1

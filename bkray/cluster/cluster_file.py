@@ -5,6 +5,7 @@ Ray is imported where its own checks are asked for, and only then.
 
 import io
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -80,12 +81,18 @@ def prepare(cluster: Mapping[str, Any]) -> dict[str, Any]:
         place = ".".join(map(str, error.absolute_path))
         raise ClusterError(f"{place + ': ' if place else ''}{error.message}") from None
     except click.ClickException:
-        raise ClusterError(" ".join(said.getvalue().split())) from None
+        raise ClusterError(_plain(said.getvalue())) from None
     except (ValueError, RuntimeError, NotImplementedError) as error:
         raise ClusterError(str(error)) from None
     except (KeyError, TypeError, AttributeError) as error:  # Ray reads before it validates
         raise ClusterError(f"Ray cannot read it: {error!r}") from None
     return prepared
+
+
+def _plain(said: str) -> str:
+    """Return what Ray's logger said without time, level and colours."""
+    words = re.sub(r"\x1b\[\d+m", "", said)
+    return " ".join(re.sub(r"^.*? -- ", "", words).split())
 
 
 def groups(prepared: Mapping[str, Any]) -> list[Group]:

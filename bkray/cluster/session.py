@@ -6,6 +6,7 @@ Ray is imported here and in the ``tune_*`` and ``ray_*`` files, and only once a 
 import importlib
 import logging
 import os
+import secrets
 import site
 import socket
 import sys
@@ -95,7 +96,7 @@ def session(*, address: str | None, threads: int, gpus: float, slots: int = 0) -
     ours = not ray.is_initialized()
     if ours:
         if address is None:  # a session of our own, on the loopback interface
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            _require_a_token()
         _start(ray, address, threads)
     try:
         _check_resources(ray, gpus, slots)
@@ -103,6 +104,16 @@ def session(*, address: str | None, threads: int, gpus: float, slots: int = 0) -
     finally:
         if ours:
             ray.shutdown()
+
+
+def _require_a_token() -> None:
+    """Give a session of our own a token, for Ray's ports listen to the whole network.
+
+    Ray turns to tokens by itself where nobody says otherwise, and warns that it does.
+    """
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _knock(address: str) -> None:

@@ -31,12 +31,16 @@ class TrialFiles:
     def of(self, trial_id: str) -> list[Placed]:
         """Return what there is to attach, each file under the folder that it lies in."""
         folder = self._trials / trial_id
+        if Path(trial_id).name != trial_id or trial_id == "..":
+            self._tell(f"MLflow lacks the files of {trial_id!r}, which is no name of a trial")
+            return []
         made = self._made(folder)
         forensics = sorted(path for path in folder.glob("forensics/*.*") if path.name != _TOO_BIG)
-        return [
-            (path, path.parent.relative_to(folder).as_posix())
-            for path in dict.fromkeys([*made, *forensics])
-        ]
+        found = list(dict.fromkeys([*made, *forensics]))
+        inside = [path for path in found if _lies_in(path, folder)]
+        if inside != found:
+            self._tell(f"MLflow lacks files of trial {trial_id} that are links out of its folder")
+        return [(path, path.parent.relative_to(folder).as_posix()) for path in inside]
 
     def _made(self, folder: Path) -> Sequence[Path]:
         if self._artifacts is None:
@@ -44,21 +48,31 @@ class TrialFiles:
         try:
             return self._artifacts(folder)
         except Exception as error:  # told, and the run is shown without these files
-            if not self._told:
-                self._told = True
-                said = f"{type(error).__name__}: {error}"
-                self._warn(f"MLflow lacks the files of trial {folder.name} ({said})")
+            said = f"{type(error).__name__}: {error}"
+            self._tell(f"MLflow lacks the files of trial {folder.name} ({said})")
             return ()
+
+    def _tell(self, said: str) -> None:
+        if not self._told:
+            self._told = True
+            self._warn(said)
 
 
 def placed(paths: Sequence[Path]) -> Iterator[Placed]:
-    """Yield every file with its folder relative to the folder that holds all of ``paths``."""
+    """Yield every file with its folder relative to the folder that holds all of ``paths``.
+
+    Links to what lies outside of that folder are left out.
+    """
     if not paths:
         return
     whole = [path.absolute() for path in paths]
     root = os.path.commonpath([path.parent for path in whole])
     for path in whole:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if not file.is_dir():
+            if not file.is_dir() and _lies_in(file, Path(root)):
                 folder = file.parent.relative_to(root).as_posix()
                 yield file, "" if folder == "." else folder
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
