@@ -36,6 +36,7 @@ def main() -> None:
     os.environ.update(
         PATH=f"{programs}:{os.environ['PATH']}",
         HOME=str(folder),
+        TMPDIR=str(folder),  # what Ray remembers of a cluster of this name
         AWS_ACCESS_KEY_ID="nobody",
         AWS_SECRET_ACCESS_KEY="nothing",
         RAY_USAGE_STATS_ENABLED="0",
@@ -56,6 +57,7 @@ def main() -> None:
             down(written)
         states = {machine_name(one): one.state["Name"] for one in machines(cluster)}
         (folder / "states.json").write_text(json.dumps(states))
+        (folder / "stray.json").write_text(json.dumps(seen_of_a_stray(cluster, written)))
 
 
 def bkray(*words: str) -> None:
@@ -72,6 +74,18 @@ def down(cluster_file: Path) -> None:
     print(json.dumps(dataclasses.asdict(left)))
 
 
+def seen_of_a_stray(cluster: dict[str, Any], cluster_file: Path) -> list[str]:
+    """What ``down`` would tell of a machine that Ray's own end of a cluster overlooks."""
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+
+    from bkray.cluster.cluster_file import read_yaml
+    from bkray.cluster.provider import remaining
+
+    node = cluster["available_node_types"]["cpu"]["node_config"]
+    AWSNodeProvider(cluster["provider"], cluster["cluster_name"]).create_node(node, {}, 1)
+    return list(remaining(read_yaml(cluster_file)).machines)
+
+
 def write_token(home: Path) -> None:
     token = home / ".ray/auth_token"
     token.parent.mkdir()
@@ -86,7 +100,8 @@ def machines_of(cluster: dict[str, Any]) -> dict[str, Any]:
     provider = AWSNodeProvider(cluster["provider"], cluster["cluster_name"])
     kinds = cluster["available_node_types"]
     for name in kinds.keys() - {cluster["head_node_type"]}:
-        provider.create_node(kinds[name]["node_config"], {"ray-user-node-type": name}, 1)
+        tags = {"ray-user-node-type": name, "ray-node-type": "worker"}
+        provider.create_node(kinds[name]["node_config"], tags, 1)
     keep_runs(cluster)
     return {machine_name(machine): describe(machine) for machine in machines(cluster)}
 

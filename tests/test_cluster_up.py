@@ -86,6 +86,11 @@ def test_the_head_is_told_the_bucket_and_gets_the_token(told: Callable[[str], An
     assert any(target.endswith("~/.ray/auth_token") for target in told("rsync.jsonl"))
 
 
+def test_a_machine_that_ray_overlooks_is_seen_and_told(told: Callable[[str], Any]) -> None:
+    [left] = told("stray.json")
+    assert len(left) == 1
+
+
 def test_down_ends_every_machine_and_names_what_stays(told: Callable[[str], Any]) -> None:
     [states] = told("states.json")
     assert states == dict.fromkeys(("head", "cpu", "gpu"), "terminated")

@@ -70,7 +70,7 @@ def remaining(cluster: Mapping[str, Any]) -> Left:
 
     provider, name = prepare(cluster)["provider"], str(cluster["cluster_name"])
     with _rays_errors("the provider"):
-        nodes = _get_node_provider(provider, name, use_cached=False).non_terminated_nodes({})
+        nodes = _get_node_provider(provider, name, use_cache=False).non_terminated_nodes({})
         volumes = _volumes(provider, name)
     bucket = (cluster.get("metadata") or {}).get("bucket")
     return Left(tuple(nodes), volumes, bucket and str(bucket))

@@ -64,7 +64,7 @@ def test_another_cluster_has_another_volume(ec2: Any) -> None:
 
 def test_a_volume_in_another_zone_is_an_error_and_no_second_one_is_made(ec2: Any) -> None:
     head.attach_volume(ec2, machine(ec2), cluster="two", gib=7)
-    with pytest.raises(ClusterError, match="set provider.availability_zone"):
+    with pytest.raises(ClusterError, match=r"set provider\.availability_zone"):
         head.attach_volume(ec2, machine(ec2, "us-west-2b"), cluster="two", gib=7)
     assert len(head.volumes_of(ec2, "two")) == 1
 

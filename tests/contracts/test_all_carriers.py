@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 from ray_state import left_behind, pids_of
@@ -73,6 +75,16 @@ def test_a_worker_that_dies_costs_its_trial_alone(tmp_path: Path) -> None:
     assert [type(event).__name__ for event in sink.events].count("TrialStarted") == 1
     assert (folder / "error.txt").read_text()
     assert left_behind() == []
+
+
+def test_a_session_of_our_own_refuses_who_has_no_token() -> None:
+    import ray
+
+    dashboard = ray.init(ignore_reinit_error=True).address_info["webui_url"]
+    with pytest.raises(HTTPError) as refused:
+        urlopen(f"http://{dashboard}/api/jobs/", timeout=20)
+    refused.value.close()
+    assert refused.value.code == 401
 
 
 @contextmanager
