@@ -217,5 +217,5 @@ def test_a_file_that_is_no_cluster_is_one_message(text: str, tmp_path: Path) -> 
 
 
 def test_ray_says_why_it_cannot_read_a_file() -> None:
-    with pytest.raises(ClusterError, match="^Please supply a `head_ip`"):
+    with pytest.raises(ClusterError, match=r"^Please supply a `head_ip`"):
         prepare({"cluster_name": "x", "provider": {"type": "local"}})
