@@ -53,6 +53,7 @@ def main() -> None:
         cluster = json.loads((folder / "bootstrap.json").read_text())
         (folder / "machines.json").write_text(json.dumps(machines_of(cluster)))
         (folder / "ports.json").write_text(json.dumps(ports_of(cluster)))
+        bkray("cluster", "verify", str(written), "--nodes", "2", "--gpus", "1")
         with (folder / "left.json").open("w") as left, contextlib.redirect_stdout(left):
             down(written)
         states = {machine_name(one): one.state["Name"] for one in machines(cluster)}

@@ -86,6 +86,11 @@ def test_the_head_is_told_the_bucket_and_gets_the_token(told: Callable[[str], An
     assert any(target.endswith("~/.ray/auth_token") for target in told("rsync.jsonl"))
 
 
+def test_verify_is_run_on_the_head(told: Callable[[str], Any]) -> None:
+    words = "bkray cluster verify --address auto --nodes 2 --gpus 1 --wait 900"
+    assert sum(words in call for call in told("ssh.jsonl")) == 1
+
+
 def test_a_machine_that_ray_overlooks_is_seen_and_told(told: Callable[[str], Any]) -> None:
     [left] = told("stray.json")
     assert len(left) == 1

@@ -137,6 +137,14 @@ def test_the_image_has_a_target_for_cpus_and_one_for_cuda_that_run_as_nobody() -
     assert ["COPY", "constraints.txt ./"] in stages["base"]
 
 
+def test_what_the_image_copies_is_sent_to_docker_and_nothing_else() -> None:
+    sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"}
+    copied = {
+        name for kind, rest in instructions() if kind == "COPY" for name in rest.split()[:-1]
+    }
+    assert sent == copied
+
+
 def test_scripts_are_shell() -> None:
     lint(*DEPLOY.glob("*.sh"))
 
@@ -151,6 +159,10 @@ def test_the_service_of_mlflow_is_one_that_systemd_takes(tmp_path: Path) -> None
     assert words[words.index("--artifacts-destination") + 1] == "${MLFLOW_ARTIFACTS}"
     assert service["Restart"] == "always"
     assert unit["Unit"]["RequiresMountsFor"] == "/home/ubuntu/runs"
+    laid = configparser.RawConfigParser(strict=False)
+    laid.optionxform = str  # type: ignore[assignment,method-assign]
+    laid.read(DEPLOY / "mlflow-password.conf")
+    assert laid["Service"]["ExecStart"] == service["ExecStart"] + " --app-name basic-auth"
     if not (analyze := shutil.which("systemd-analyze")):
         return
     here = tmp_path / "mlflow.service"

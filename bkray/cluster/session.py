@@ -130,6 +130,10 @@ def _knock(address: str) -> None:
 
 
 _KNOCK_SECONDS = 10.0
+_TOKEN_NEEDED = (
+    "asks for its token: set RAY_AUTH_MODE=token, and have the token in ~/.ray/auth_token, in the "
+    "file that RAY_AUTH_TOKEN_PATH names, or in RAY_AUTH_TOKEN"
+)
 _NO_CLUSTER = "start a Ray cluster there, or leave --address out to use this machine"
 
 
@@ -151,7 +155,11 @@ def _start(ray: Any, address: str | None, threads: int) -> None:
             runtime_env={"env_vars": worker_environment(threads)},
             **({} if address else local),
         )
-    except (ConnectionError, ValueError) as error:  # nobody there; no address at all
+    except (ConnectionError, ValueError, ray.exceptions.AuthenticationError) as error:
+        refused = ray.exceptions.AuthenticationError
+        if isinstance(error, refused) or isinstance(error.__cause__, refused):
+            raise ConfigError(f"the Ray cluster at address={address} {_TOKEN_NEEDED}") from None
+        # nobody there; no address at all
         raise ConfigError(
             f"no Ray cluster answers at address={address} ({error}): {_NO_CLUSTER}"
         ) from None

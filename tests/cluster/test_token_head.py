@@ -1,5 +1,6 @@
 """A head that asks for a token: who has none is refused, a job with it reaches MLflow."""
 
+import base64
 import configparser
 import json
 import os
@@ -22,6 +23,7 @@ from servers import answers, free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "0123456789abcdef" * 4
+PASSWORD = "a-long-password-of-ours"
 TINY = ("model.d_model=16", "model.n_seq=32", "train.steps=8", "train.batch_size=4")
 TINY += ("train.eval_every=8", "train.eval_windows=2")
 
@@ -42,7 +44,7 @@ class Head:
     def stranger(self) -> dict[str, str]:
         """The environment of another user of this machine."""
         own = {name: value for name, value in self.knows.items() if "TOKEN" not in name}
-        return {**own, "RAY_AUTH_MODE": "disabled"}
+        return {**own, "RAY_AUTH_MODE": "disabled", "RAY_NUM_REDIS_GET_RETRIES": "1"}
 
 
 @contextmanager
@@ -63,10 +65,10 @@ def running(words: list[str], environment: dict[str, str], log: Path) -> Iterato
         child.wait(20)
 
 
-def mlflow_words(folder: Path, port: int, unit_file: str = "mlflow.service") -> list[str]:
-    """The start of MLflow as a file in deploy/ has it, for another home and port."""
+def mlflow_words(folder: Path, port: int) -> list[str]:
+    """The start of MLflow behind a password as deploy/ has it, for another home and port."""
     unit = configparser.RawConfigParser(strict=False)
-    unit.read(ROOT / "deploy" / unit_file)
+    unit.read(ROOT / "deploy/mlflow-password.conf")
     start = unit["Service"]["ExecStart"].replace("/home/ubuntu/runs", str(folder))
     start = start.replace("${MLFLOW_ARTIFACTS}", str(folder / "bucket"))
     _, *rest = shlex.split(start)
@@ -87,6 +89,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "RAY_USAGE_STATS_ENABLED": "0",
         "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow}",
+        "MLFLOW_TRACKING_USERNAME": "admin",
+        "MLFLOW_TRACKING_PASSWORD": PASSWORD,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "0" * 32,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
@@ -117,16 +123,26 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 
 def status(head: Head, path: str, token: str | None = None, body: bytes | None = None) -> int:
     """What the dashboard answers: a status of HTTP, or 0 where nobody does."""
-    known = {} if token is None else {"Authorization": f"Bearer {token}"}
-    request = urllib.request.Request(head.dashboard + path, data=body, headers=known)
+    return asked(head.dashboard + path, token and f"Bearer {token}", body)[0]
+
+
+def with_password(head: Head, path: str, password: str | None = None) -> tuple[int, bytes]:
+    """What MLflow answers ``admin``, or nobody."""
+    basic = base64.b64encode(f"admin:{password}".encode()).decode()
+    return asked(head.mlflow + path, None if password is None else f"Basic {basic}")
+
+
+def asked(url: str, known: str | None, body: bytes | None = None) -> tuple[int, bytes]:
+    headers = {} if known is None else {"Authorization": known}
+    request = urllib.request.Request(url, data=body, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=20) as response:
-            return int(response.status)
+            return int(response.status), response.read()
     except urllib.error.HTTPError as error:
         error.close()
-        return error.code
+        return error.code, b""
     except OSError:
-        return 0
+        return 0, b""
 
 
 def test_the_dashboard_tells_nothing_without_the_token(head: Head) -> None:
@@ -147,26 +163,34 @@ def test_a_job_is_not_taken_without_the_token(head: Head) -> None:
 STRANGER = """
 import sys, ray
 from ray.job_submission import JobSubmissionClient
+from bkray.cluster.session import session
+from bkray.errors import ConfigError
 dashboard, gcs = sys.argv[1:]
 try:
     JobSubmissionClient(dashboard).submit_job(entrypoint="true")
 except ray.exceptions.AuthenticationError as error:
     print("job:", str(error).splitlines()[0])
 try:
-    ray.init(gcs, logging_level="CRITICAL", log_to_driver=False)
-except ray.exceptions.AuthenticationError as error:
-    print("driver:", str(error).splitlines()[0])
+    with session(address=gcs, threads=1, gpus=0):
+        print("joined")
+except ConfigError as error:
+    print("sweep:", error)
 """
 
 
 def test_another_process_without_the_token_can_neither_submit_nor_join(head: Head) -> None:
     words = [sys.executable, "-c", STRANGER, head.dashboard, head.gcs]
     said = subprocess.run(words, env=head.stranger, capture_output=True, text=True, timeout=120)
-    refused = re.findall(r"^(job|driver): .*[aA]uthentication", said.stdout, re.MULTILINE)
-    assert refused == ["job", "driver"], said
+    job, sweep = said.stdout.splitlines()
+    assert job.startswith("job: Authentication required")
+    assert sweep.startswith(f"sweep: the Ray cluster at address={head.gcs} asks for its token")
 
 
-def test_a_submitted_sweep_shows_in_mlflow_with_its_files(head: Head, text: Path) -> None:
+def test_a_submitted_sweep_shows_in_mlflow_with_its_files(
+    head: Head, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, head.knows[name])
     sweep = [sys.executable, "-m", "bkray.cli", "sweep", "act", "--preset", "smoke", *TINY]
     sweep += ["--trials", "1", f"data.corpus={text}", "--address", "auto"]
     sweep += ["--runs", str(head.folder / "runs")]
@@ -193,9 +217,9 @@ def in_store(head: Head, n_trials: int) -> None:
     for run in runs:
         assert "best/val_loss_nats" in run.data.metrics
         assert "config.json" in {file.path for file in client.list_artifacts(run.info.run_id)}
-    asked = f"/get-artifact?path=config.json&run_uuid={runs[0].info.run_id}"
-    with urllib.request.urlopen(head.mlflow + asked, timeout=20) as response:
-        assert json.loads(response.read())["model.d_model"] == 16
+    path = f"/get-artifact?path=config.json&run_uuid={runs[0].info.run_id}"
+    assert with_password(head, path)[0] == 401
+    assert json.loads(with_password(head, path, PASSWORD)[1])["model.d_model"] == 16
     assert len(list((head.folder / "bucket").rglob("config.json"))) == n_trials
 
 
@@ -230,36 +254,7 @@ def test_verify_runs_on_every_node_and_says_which_are_missing(head: Head) -> Non
     assert (worker["ray"], worker["torch"]) == (ray.__version__, torch.__version__)
 
 
-def test_mlflow_behind_a_password_asks_for_it(head: Head, tmp_path: Path) -> None:
-    """As docs/cluster.md says to serve MLflow to others."""
-    port = free_port()
-    words = mlflow_words(tmp_path, port, "mlflow-password.conf")
-    secret = {
-        "MLFLOW_AUTH_ADMIN_PASSWORD": "a-long-password-of-ours",
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": "0" * 32,
-    }
-    asked = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
-
-    def answer(password: str | None) -> int:
-        request = urllib.request.Request(asked)
-        if password is not None:
-            opener = urllib.request.HTTPPasswordMgrWithDefaultRealm()
-            opener.add_password(None, asked, "admin", password)
-            handler = urllib.request.HTTPBasicAuthHandler(opener)
-            handle = urllib.request.build_opener(handler).open
-        else:
-            handle = urllib.request.urlopen
-        try:
-            with handle(request, timeout=20) as response:
-                return int(response.status)
-        except urllib.error.HTTPError as error:
-            error.close()
-            return error.code
-        except OSError:
-            return 0
-
-    with running(words, {**head.knows, **secret}, tmp_path / "mlflow.log"):
-        wait_until(lambda: answer(None) != 0, seconds=90)
-        assert answer(None) == 401
-        assert answer("password1234") == 401
-        assert answer(secret["MLFLOW_AUTH_ADMIN_PASSWORD"]) == 200
+def test_mlflow_behind_a_password_asks_for_it(head: Head) -> None:
+    path = "/api/2.0/mlflow/experiments/search?max_results=1"
+    given = (None, "password1234", PASSWORD)
+    assert [with_password(head, path, password)[0] for password in given] == [401, 401, 200]
