@@ -157,7 +157,7 @@ def _start(ray: Any, address: str | None, threads: int) -> None:
         )
     except (ConnectionError, ValueError, ray.exceptions.AuthenticationError) as error:
         refused = ray.exceptions.AuthenticationError
-        if isinstance(error, refused) or isinstance(error.__cause__, refused):
+        if isinstance(error, refused) or refused.__name__ in str(error.__cause__):  # as text
             raise ConfigError(f"the Ray cluster at address={address} {_TOKEN_NEEDED}") from None
         # nobody there; no address at all
         raise ConfigError(
