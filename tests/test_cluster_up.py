@@ -44,7 +44,8 @@ def called(told: Callable[[str], Any]) -> list[str]:
 def test_the_head_is_set_up_and_started_in_this_order(told: Callable[[str], Any]) -> None:
     lists = ("initialization_commands", "setup_commands", "head_setup_commands")
     expected = [command for name in lists for command in CLUSTER[name]]
-    assert called(told) == expected + CLUSTER["head_start_ray_commands"]
+    expected += CLUSTER["head_start_ray_commands"]
+    assert called(told) == [*expected, "ray stop"]  # which ends it, at ray down
 
 
 def test_nothing_else_is_installed_on_the_head(told: Callable[[str], Any]) -> None:

@@ -24,7 +24,7 @@ BKRAY = """
 echo "bkray $*" >> "$SAID"
 if [ "$1" = sweep ] && [ -n "$SLOW" ]; then
     trap 'echo "asked to end" >> "$SAID"; exit 130' TERM
-    while true; do sleep 0.1; done
+    for _ in {1..300}; do sleep 0.1; done
 fi
 """
 
