@@ -22,13 +22,16 @@ def resume(
         Path | None, typer.Option(help="Folder of the embedded MLflow store, if another one.")
     ] = None,
     time_budget: Annotated[str | None, typer.Option(help="From now on: 90s, 30m or 2h.")] = None,
+    max_gpu_hours: Annotated[
+        float | None, typer.Option(help="A new limit; what was spent before counts.")
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Go on with a sweep that was interrupted, killed, or ran out of its budget.
 
     Trials that ended are kept, those that were running go on from their
     checkpoints. What is not given stays as it was, a time budget counts
-    anew; space, objectives, seeds and data may not change.
+    anew, GPU-hours go on counting; space, objectives, seeds and data may not change.
     """
     from bkray.cluster import record
     from bkray.cluster.options import chosen_before
@@ -42,6 +45,7 @@ def resume(
         "address": address,
         "runs": runs,
         "time_budget_seconds": seconds(time_budget),
+        "max_gpu_hours": max_gpu_hours,
     }
     given = {name: value for name, value in changes.items() if value is not None}
     options = replace(chosen_before(said, folder.resolve()), **given)

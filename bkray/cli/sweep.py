@@ -56,6 +56,9 @@ def sweep(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the sampler.")] = 0,
     time_budget: Annotated[str | None, typer.Option(help="Such as 90s, 30m or 2h.")] = None,
+    max_gpu_hours: Annotated[
+        float | None, typer.Option(help="Of all trials, over every resume.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option(help="Show what is known to be tried, run none.")
     ] = False,
@@ -87,6 +90,7 @@ def sweep(
         workers=workers,
         ray_train=ray_train,
         time_budget_seconds=seconds(time_budget),
+        max_gpu_hours=max_gpu_hours,
         address=address,
         gpus=gpus_per_worker,
         frontier=frontier,
@@ -184,14 +188,19 @@ def _bring_up_to_date(folder: Path, tracking: "Tracking") -> None:
 
 def _status(ended: "SweepOutcome", options: "SweepOptions") -> int:
     """Say what went wrong or is left to do; return the exit status."""
+    from bkray.cluster.budget import GPU_HOURS_ARE_UP, gpu_hours
+
     if ended.always_fails:
         print(f"{ended.always_fails.rstrip()}\nthe first trials all ended so", file=sys.stderr)
         return NO_SUCCESS
     if ended.first_failure:
         print(f"first failure: {ended.first_failure}", file=sys.stderr)
-    if ended.interrupted or ended.out_of_time:
+    if ended.interrupted or ended.over_budget:
         again = ["bkray", "resume", str(options.out)]
         again += ["--address", options.address] if options.address else []
+        if ended.over_budget == GPU_HOURS_ARE_UP:
+            print(f"{gpu_hours(options.out) or 0:.4g} GPU-hours are spent", file=sys.stderr)
+            again += ["--max-gpu-hours", "MORE"]
         print(f"go on with: {shlex.join(again)}", file=sys.stderr)
         return INTERRUPTED if ended.interrupted else BUDGET_REACHED
     return 0 if ended.outcomes.get("ok") else NO_SUCCESS
@@ -230,7 +239,7 @@ def _tell(
     told = {**counts, "n_reused": ended.n_reused, "pareto_front": front}
     if not as_json:
         print_tables(rows, objectives, findings(folder, rows))
-    is_over = not (ended.interrupted or ended.out_of_time)
+    is_over = not (ended.interrupted or ended.over_budget)
     if is_over and value.at_inference:
         found = sweep_checkpoints(folder, value, searched, as_json)
         is_over = found is not None

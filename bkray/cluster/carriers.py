@@ -16,7 +16,9 @@ from typing import Any, Protocol
 import pyarrow.compute as pc
 
 from bkray.atomic import write_json, write_text
+from bkray.cluster.budget import TIME_IS_UP
 from bkray.cluster.locks import HeldElsewhereError, held
+from bkray.cluster.preemption import preempted
 from bkray.cluster.retries import bytes_asked
 from bkray.config import TrialConfig
 from bkray.errors import ResumeError, StorageError
@@ -28,7 +30,6 @@ from bkray.train import attempts
 from bkray.train.run import Ending, Stop
 from bkray.train.team import ALONE, Team
 
-TIME_IS_UP = "time budget"
 _OUT_OF_MEMORY = ("can't allocate memory", "running low on memory")
 """Said by torch's CPU allocator and by Ray's memory monitor, in exceptions of common kinds."""
 _NO_ROOM = (OSError, StorageError)
@@ -202,7 +203,7 @@ def asked_to_stop(job: Job, step: int = 0) -> Ending | None:
                 return Ending(outcome, reason)
     if job.deadline is not None and time.time() >= job.deadline:
         return Ending("interrupted", TIME_IS_UP)
-    return None
+    return preempted()
 
 
 class Desk(Protocol):

@@ -6,7 +6,6 @@ ledger is told once, when the last one has ended. A trial that ended before, in 
 is answered from its folder.
 """
 
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,12 +13,14 @@ from pathlib import Path
 
 from bkray.atomic import write_json
 from bkray.cluster.answers import Answers
-from bkray.cluster.carriers import TIME_IS_UP, Job, ask_to_stop, endings, forget_stop
+from bkray.cluster.budget import GPU_HOURS_ARE_UP, TIME_IS_UP, Budget
+from bkray.cluster.carriers import Job, ask_to_stop, endings, forget_stop
 from bkray.cluster.ledger import Ledger
+from bkray.cluster.preemption import PREEMPTED
 from bkray.cluster.pruning import Judge
 from bkray.cluster.retries import BROKEN, broke, tries_again
 from bkray.cluster.search import Proposal
-from bkray.cluster.store import end_of, stored_trials
+from bkray.cluster.store import end_of, last_end, stored_trials
 from bkray.config import TrialConfig
 from bkray.events import (
     EvalDone,
@@ -41,7 +42,7 @@ _ALIKE = 3
 
 
 class Driver:
-    """One per run of a sweep, in the process of the user. ``deadline`` is seconds since the epoch.
+    """One per run of a sweep, in the process of the user.
 
     It opens a sink of every view for each attempt and closes it; the views stay open.
 
@@ -58,7 +59,7 @@ class Driver:
         views: Sequence[SweepView],
         *,
         identify: Identify,
-        deadline: float | None,
+        budget: Budget,
         token: str = "",
         workers: int = 1,
         judge: Judge | None = None,
@@ -67,7 +68,7 @@ class Driver:
         self._folder = folder
         self._views = views
         self._identify = identify
-        self._deadline = deadline
+        self._budget = budget
         self._token = token
         self._workers = workers
         self._judge = judge or Judge()
@@ -82,7 +83,8 @@ class Driver:
         self.always_fails = ""
         """Traceback of the error that the first trials had in common, and that ended the sweep."""
         self.stopping = False
-        self.out_of_time = False
+        self.over_budget = ""
+        """Which budget is spent, with something left to do."""
         forget_stop(folder)
         self._stored = {trial.trial_id: trial for trial in stored_trials(folder)}
         for trial in self._stored.values():
@@ -107,6 +109,22 @@ class Driver:
             self._answers.take(live.proposal, stored.ended)
         return None
 
+    def placed(self, job: Job) -> None:
+        """The trial holds its place: cores, and GPUs if it takes any."""
+        self._budget.begin(job.number)
+
+    def look_at_budget(self) -> str:
+        """Return which budget is spent and let trials under way end; a deadline they see."""
+        reached = self._budget.reached()
+        if reached == GPU_HOURS_ARE_UP:
+            ask_to_stop(self._folder, "interrupted", reached)
+        return reached
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether trials that still run although a budget is spent are to be ended by force."""
+        return self._budget.patience_left() <= 0
+
     def take(self, job: Job, event: Event) -> None:
         """Show an event to the views; the last one of a trial also goes to the ledger."""
         live = self._live[job.number]
@@ -127,9 +145,12 @@ class Driver:
         """End a trial whose worker died; ``own_sink`` writes its outcome as a further attempt,
         unless the worker has written one."""
         live = self._live[job.number]
-        if live.started and (ended := end_of(job.folder)) is not None:  # it died after its end
-            self.take(job, ended)
+        last = last_end(job.folder) if live.started else None
+        if last is not None and (last.reason == PREEMPTED or end_of(job.folder) is not None):
+            self.take(job, last)  # it died after its end
             return
+        if self.out_of_patience:  # it was ended for that
+            outcome, reason = "interrupted", self._budget.reached()
         for event in endings(job, outcome, reason, started=False, step=live.step or None):
             own_sink(event)
             if isinstance(event, TrialEnded) or not live.started:
@@ -144,20 +165,21 @@ class Driver:
     def close(self) -> None:
         """Close the sinks of trials that never ended, and take back the request to stop."""
         for live in self._live.values():
+            self.over_budget = self.over_budget or self._budget.reached()
             live.sink.close()
         self._live.clear()
         forget_stop(self._folder)
 
     def _next_turn(self) -> tuple[Proposal, int] | None:
         """Return which seed of which proposal comes next."""
-        if self.stopping or self.out_of_time:
+        if self.stopping or self.over_budget:
             return None
         if not self._waiting and (asked := self._ledger.ask()) is not None:
             self._waiting.extend((asked, turn) for turn in range(asked.n_seeds))
         if not self._waiting:
             return None
-        if self._deadline is not None and time.time() >= self._deadline:
-            self.out_of_time = True  # the proposal stays open in the ledger
+        if reached := self.look_at_budget():  # the proposal stays open in the ledger
+            self.over_budget = reached
             return None
         return self._waiting.popleft()
 
@@ -173,7 +195,7 @@ class Driver:
             overrides=overrides,
             folder=self._folder / "trials" / trial_id,
             sweep_folder=self._folder,
-            deadline=self._deadline,
+            deadline=self._budget.deadline,
             driver=self._token,
         )
         return _Live(job, proposal, turn, config)
@@ -208,9 +230,11 @@ class Driver:
 
     def _end(self, live: "_Live", ended: TrialEnded) -> None:
         forget_stop(live.job.folder)
-        self.out_of_time = self.out_of_time or ended.reason == TIME_IS_UP
+        self._budget.end(live.job.number)
+        if ended.reason in (TIME_IS_UP, GPU_HOURS_ARE_UP):
+            self.over_budget = ended.reason
         remedy = tries_again(live.job.folder, ended, live.config.train, self._workers)
-        if remedy and not (self.stopping or self.out_of_time):
+        if remedy and not self.stopping and not self._budget.reached():
             live.sink(broke(ended, remedy))
             self._waiting.appendleft((live.proposal, live.turn))
             return
@@ -218,6 +242,7 @@ class Driver:
         self._live.pop(live.job.number).sink.close()
         self._count(ended)
         if remedy:  # whoever resumes the sweep tries again
+            self.over_budget = self.over_budget or self._budget.reached()
             ended = replace(ended, outcome="interrupted")
         else:
             self._look_at_the_first(live.job, ended)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bkray.cluster.budget import GRACE_SECONDS
 from bkray.cluster.search import Search
 from bkray.cluster.session import cores, places
 from bkray.config import TrialConfig
@@ -22,7 +23,9 @@ class SweepOptions:
     ``seed`` is the sampler's; a trial's own is the override ``seed``, from which ``seeds`` trials
     of each configuration count up. ``gpus`` are per worker. More than one of the ``workers`` of a
     trial, or ``ray_train``, let Ray Train carry it. ``frontier`` says that the sweep is the
-    variant of its source that sweeps a knob at inference.
+    variant of its source that sweeps a knob at inference. ``time_budget_seconds`` counts from the
+    start of this run, ``max_gpu_hours`` over all runs of the sweep; ``grace_seconds`` are what
+    trials then have to end by themselves.
     """
 
     out: Path
@@ -40,6 +43,8 @@ class SweepOptions:
     workers: int = 1
     ray_train: bool = False
     time_budget_seconds: float | None = None
+    max_gpu_hours: float | None = None
+    grace_seconds: float = GRACE_SECONDS
     address: str | None = None
     gpus: float = 0.0
     frontier: bool = False
@@ -58,6 +63,9 @@ def check_room(options: SweepOptions, config: TrialConfig) -> None:
         raise ConfigError("--local runs without Ray: leave --workers and --ray-train out")
     if options.local and options.address is not None:
         raise ConfigError("--local runs without Ray: leave --address out")
+    if options.local and options.gpus:
+        raise ConfigError("--local reserves no GPU: leave --gpus-per-worker out")
+    _check_gpu_hours(options)
     check_crew(config, options.workers, options.gpus)
     if options.address is None:
         places(
@@ -66,6 +74,19 @@ def check_room(options: SweepOptions, config: TrialConfig) -> None:
             n_trials=1,
             asked=options.concurrency,
             n_cores=cores(),
+        )
+
+
+def _check_gpu_hours(options: SweepOptions) -> None:
+    asked = options.max_gpu_hours
+    if asked is None:
+        return
+    if not asked > 0:
+        raise ConfigError(f"--max-gpu-hours must be above 0, got {asked:g}")
+    if not options.gpus:
+        raise ConfigError(
+            f"--max-gpu-hours={asked:g} would do nothing: no trial reserves a GPU; give "
+            "--gpus-per-worker, or --time-budget in its place"
         )
 
 
@@ -98,6 +119,7 @@ def chosen_before(record: Mapping[str, Any], folder: Path) -> SweepOptions:
         workers=record["workers"],
         ray_train=record["ray_train"],
         time_budget_seconds=record["time_budget_seconds"],
+        max_gpu_hours=record.get("max_gpu_hours"),
         gpus=record["gpus"],
         frontier=record.get("frontier", False),
     )
@@ -115,6 +137,7 @@ def choices(options: SweepOptions, search: Search, scheduler_name: str) -> dict[
         "workers": options.workers,
         "ray_train": options.nested,
         "time_budget_seconds": options.time_budget_seconds,
+        "max_gpu_hours": options.max_gpu_hours,
         "gpus": options.gpus,
         "frontier": options.frontier,
     }

@@ -7,6 +7,8 @@ import ray
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
+from bkray.cluster.preemption import NOTICE
+
 ABORT_SECONDS = 15.0
 
 
@@ -27,6 +29,29 @@ def end_one_trial_when_memory_runs_out() -> None:
 
     failed.by_bkray = True  # type: ignore[attr-defined]
     RayActorManager._actor_task_failed = failed
+
+
+def node_is_drained() -> bool:
+    """Return whether Ray was told that this process's node goes away; false if it cannot say."""
+    try:
+        drained = ray._private.state.state.get_draining_nodes()
+        return ray.get_runtime_context().get_node_id() in drained
+    except (RayError, RuntimeError, OSError):  # it is asked again
+        return False
+
+
+def listening() -> Any:
+    """Return a callback of Ray Train that lets each worker listen to ``NOTICE``.
+
+    A worker trains in a thread, and signals are taken in the main one, where callbacks run.
+    """
+    from ray.train.v2._internal.execution.callback import WorkerCallback  # takes 3 s
+
+    class Listening(WorkerCallback):  # type: ignore[misc]  # ray is untyped
+        def after_init_train_context(self) -> None:
+            NOTICE.listen(node_is_drained)
+
+    return Listening()
 
 
 class KilledForMemoryError(RayActorError, MemoryError):  # type: ignore[misc]  # ray is untyped

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from bkray.cluster.preemption import PREEMPTED
 from bkray.config import TrainConfig
 from bkray.events import TrialEnded, Warned
 from bkray.train import attempts
@@ -15,6 +16,9 @@ BROKEN = ("failed", "oom")
 WORKER_DIED = "the worker died"
 WORKER_FAILED = "a worker failed"
 """How the reasons of deaths begin: unlike an exception, they say nothing when they repeat."""
+
+
+_GOES_ON = "from its checkpoint"
 
 
 def gives_up(attempt: Attempt) -> bool:
@@ -40,6 +44,8 @@ def tries_again(folder: Path, ended: TrialEnded, plan: TrainConfig, workers: int
         folder: of the trial.
         plan: says whether its micro-batches can be split once more among its ``workers``.
     """
+    if ended.reason == PREEMPTED:
+        return _GOES_ON
     if ended.outcome not in BROKEN:
         return ""
     split = attempts.last(folder).split
@@ -49,7 +55,7 @@ def tries_again(folder: Path, ended: TrialEnded, plan: TrainConfig, workers: int
     attempt = attempts.note(folder, failure, splits=splits)
     if gives_up(attempt):
         return ""
-    return "with half the micro-batch" if ended.outcome == "oom" else "from its checkpoint"
+    return "with half the micro-batch" if ended.outcome == "oom" else _GOES_ON
 
 
 def broke(ended: TrialEnded, remedy: str) -> Warned:

@@ -46,6 +46,12 @@ def end_of(folder: Path) -> TrialEnded | None:
     return _ended(folder, config["attempt"]) if config else None
 
 
+def last_end(folder: Path) -> TrialEnded | None:
+    """Return how the last attempt in ``folder`` ended, if it said so, also if not for good."""
+    config, said = _json(folder / "config.json"), _json(folder / "outcome.json")
+    return _as_event(said) if config and said and said["attempt"] >= config["attempt"] else None
+
+
 def _stored(folder: Path) -> Stored | None:
     config, proposal = _json(folder / "config.json"), _json(folder / "proposal.json")
     if config.get("trial_id") != folder.name or not proposal:
@@ -64,6 +70,10 @@ def _ended(folder: Path, attempt: int) -> TrialEnded | None:
         return None
     if said["outcome"] in BROKEN and not gives_up(attempts.last(folder)):
         return None
+    return _as_event(said)
+
+
+def _as_event(said: Mapping[str, Any]) -> TrialEnded:
     return TrialEnded(
         step=said["step"],
         outcome=said["outcome"],

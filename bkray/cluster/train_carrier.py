@@ -24,18 +24,19 @@ from bkray.cluster.carriers import (
     Crew,
     Job,
     Parts,
+    ask_to_stop,
     asked_to_stop,
     attempt,
     endings,
     one_line,
     outcome_of,
 )
-from bkray.cluster.ray_internals import Abortable, cause_of
+from bkray.cluster.preemption import NOTICE, PREEMPTED, preempted
+from bkray.cluster.ray_internals import Abortable, cause_of, listening
 from bkray.cluster.retries import WORKER_FAILED
 from bkray.events import EvalDone, Event, TrialEnded
 from bkray.overrides import build
 from bkray.train.team import Team
-from bkray.trial import never
 
 _LISTEN_SECONDS = 0.5
 """How long a silent wire is listened to before looking whether the workers still live."""
@@ -97,6 +98,7 @@ class _Run:
             run_config=train.RunConfig(
                 name=f"{job.trial_id}-{time.time_ns()}",  # a known name would resume its run
                 storage_path=scratch,
+                callbacks=[listening()],
                 failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=3),
                 logging_config=train.LoggingConfig(log_level="ERROR"),
             ),
@@ -111,6 +113,8 @@ class _Run:
             alive = self._thread.is_alive()  # before listening, or the last event is lost
             events = ray.get(self._wire.hear.remote(_LISTEN_SECONDS))
             started = started or bool(events)
+            if NOTICE.given:
+                ask_to_stop(self._job.folder, "interrupted", PREEMPTED)
             if not started and asked_to_stop(self._job) is not None:
                 return
             for event in events:
@@ -197,7 +201,8 @@ def _work(given: dict[str, Any]) -> None:
         if team.leads:
             _lead(job, Parts(run_trial, parts.open_sink), given["wire"])
         else:
-            for _ in run_trial(build(job.overrides), job.folder, sweep=job.sweep, stop=never):
+            config = build(job.overrides)
+            for _ in run_trial(config, job.folder, sweep=job.sweep, stop=preempted):
                 pass
     finally:
         gc.collect()  # a synchronised model holds on to the process group, in a circle

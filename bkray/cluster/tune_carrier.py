@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
+from ray.actor import exit_actor
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
@@ -28,7 +30,8 @@ from bkray.cluster.carriers import (
     outcome_of,
 )
 from bkray.cluster.driver import Driver
-from bkray.cluster.ray_internals import end_one_trial_when_memory_runs_out
+from bkray.cluster.preemption import NOTICE
+from bkray.cluster.ray_internals import end_one_trial_when_memory_runs_out, node_is_drained
 from bkray.cluster.retries import WORKER_DIED
 from bkray.cluster.session import SLOT
 from bkray.events import EvalDone, Event, TrialEnded
@@ -72,6 +75,7 @@ def carry_on_tune(driver: Driver, parts: Parts, plan: Plan, folder: str) -> None
             storage_path=folder,
             verbose=0,
             callbacks=[_Events(line, parts)],
+            stop=_NothingMore(line),
         ),
     )
     try:
@@ -105,6 +109,9 @@ class CarriedTrial(tune.Trainable):  # type: ignore[misc]  # ray is untyped
         self._parts = parts
         self._crew = crew
         self._scratch = scratch
+        self._leaves = False
+        if ray.get_runtime_context().get_actor_id() is not None:  # signals are an actor's own
+            NOTICE.listen(node_is_drained)
         os.chdir(config["cwd"])
         self._start(config["job"])
 
@@ -114,6 +121,8 @@ class CarriedTrial(tune.Trainable):  # type: ignore[misc]  # ray is untyped
         return True
 
     def step(self) -> dict[str, Any]:
+        if self._leaves:
+            exit_actor()
         self._under_way = True
         events: list[Event] = []
         for event in self._events:
@@ -121,7 +130,10 @@ class CarriedTrial(tune.Trainable):  # type: ignore[misc]  # ray is untyped
             self._note(event)
             if _is_validation(event):
                 break
-        return {"events": events, "done": isinstance(events[-1], TrialEnded)}
+        ended = isinstance(events[-1], TrialEnded)
+        # One that was told to leave must not be given another trial, so it says the end by dying.
+        self._leaves = ended and NOTICE.given
+        return {"events": events[:-1] if self._leaves else events, "done": ended != self._leaves}
 
     def cleanup(self) -> None:
         """Let a trial that is under way end as interrupted, and write that down.
@@ -166,6 +178,9 @@ class _Line:
 
     driver: Driver
     jobs: dict[str, Job] = field(default_factory=dict)
+    under_way: set[str] = field(default_factory=set)
+    reached: bool = False
+    """Whether a budget is spent."""
     error: Exception | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -184,6 +199,13 @@ class _Line:
             self.jobs[tune_id] = job
         return job
 
+    def placed(self, tune_id: str) -> None:
+        self.under_way.add(tune_id)
+        self._guard(lambda: self.driver.placed(self.jobs[tune_id]))
+
+    def gone(self, tune_id: str) -> None:
+        self.under_way.discard(tune_id)
+
     def take(self, tune_id: str, events: Sequence[Event]) -> None:
         if self.error is not None:
             return
@@ -194,6 +216,19 @@ class _Line:
         reason = f"{WORKER_DIED}: {one_line(error)}"
         own_sink = parts.open_sink(job.folder)
         self._guard(lambda: self.driver.bury(job, outcome_of(error), reason, own_sink))
+
+    def out_of_patience(self) -> bool:
+        """Return whether trials that still run are to be ended by force."""
+        if self.error is None:
+            self._guard(self._look_at_budget)
+        return self.driver.out_of_patience
+
+    def nothing_more(self) -> bool:
+        """Return whether trials that wait for a place are not wanted any more."""
+        return not self.under_way and (self.driver.stopping or self.reached)
+
+    def _look_at_budget(self) -> None:
+        self.reached = bool(self.driver.look_at_budget())
 
     def _take(self, job: Job, events: Sequence[Event]) -> None:
         for event in events:
@@ -248,6 +283,23 @@ class _Events(tune.Callback):  # type: ignore[misc]  # ray is untyped
         self._line = line
         self._parts = parts
 
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        self._line.placed(trial.trial_id)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        if self._line.out_of_patience():
+            for trial in trials:
+                actor = trial.temporary_state.ray_actor
+                if trial.status == Trial.RUNNING and actor is not None:
+                    ray.kill(actor)  # told as an error of the trial
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        self._line.gone(trial.trial_id)
+
     def on_trial_result(
         self,
         iteration: int,
@@ -261,7 +313,21 @@ class _Events(tune.Callback):  # type: ignore[misc]  # ray is untyped
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
+        self._line.gone(trial.trial_id)
         self._line.bury(trial.trial_id, _error_of(trial), self._parts)
+
+
+class _NothingMore(tune.Stopper):  # type: ignore[misc]  # ray is untyped
+    """Ends a sweep whose only trials wait for a place that others hold."""
+
+    def __init__(self, line: _Line) -> None:
+        self._line = line
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._line.nothing_more()
 
 
 def _error_of(trial: Trial) -> BaseException:

@@ -10,6 +10,7 @@ from pathlib import Path
 from bkray import trial
 from bkray.atomic import write_json
 from bkray.cluster import record
+from bkray.cluster.budget import Budget
 from bkray.cluster.carriers import Crew, Parts, carry_here
 from bkray.cluster.driver import Driver, Identify
 from bkray.cluster.folder import check, claimed
@@ -36,8 +37,8 @@ class SweepOutcome:
     """How a sweep ended: trials per outcome, and what ended it early, if anything.
 
     ``n_reused`` proposals were equal to earlier ones and not trained again. ``first_failure`` is
-    the reason of the first trial that failed or ran out of memory; ``always_fails`` is the
-    traceback of the error that the first trials had in common, and that ended the sweep.
+    the reason of the first trial that failed or ran out of memory; ``over_budget`` names the budget
+    that is spent; ``always_fails`` is the traceback of the error that the first trials had in common, and that ended the sweep.
     """
 
     folder: Path
@@ -45,7 +46,7 @@ class SweepOutcome:
     n_planned: int
     n_reused: int
     interrupted: bool
-    out_of_time: bool
+    over_budget: str
     first_failure: str
     always_fails: str = ""
 
@@ -88,13 +89,12 @@ def run_sweep(
             present = record.resumed(folder, stored, present)
         write_json(folder / record.NAME, present)
         ledger = Ledger(folder, search)
-        budget = options.time_budget_seconds
         driver = Driver(
             ledger,
             folder,
             views,
             identify=identify,
-            deadline=None if budget is None else time.time() + budget,
+            budget=_budget(options),
             token=token,
             workers=options.workers,
             judge=Judge(chosen, _rule(chosen, config, options.seed)),
@@ -114,7 +114,7 @@ def run_sweep(
         n_planned=search.n_planned,
         n_reused=ledger.n_reused,
         interrupted=driver.stopping and not driver.always_fails,
-        out_of_time=driver.out_of_time,
+        over_budget=driver.over_budget,
         first_failure=driver.first_failure,
         always_fails=driver.always_fails,
     )
@@ -178,6 +178,17 @@ def _rule(name: str, config: TrialConfig, seed: int) -> Pruner | None:
         grace_tokens=min(config.train.eval_every, config.train.steps) * per_step,
         max_tokens=config.train.steps * per_step,
         seed=seed,
+    )
+
+
+def _budget(options: SweepOptions) -> Budget:
+    seconds = options.time_budget_seconds
+    return Budget(
+        options.out.resolve(),
+        deadline=None if seconds is None else time.time() + seconds,
+        gpus=options.gpus * options.workers,
+        max_gpu_hours=options.max_gpu_hours,
+        grace_seconds=options.grace_seconds,
     )
 
 

@@ -157,4 +157,4 @@ def _rewind(run: Run) -> Rewound:
 
 
 def _asked(run: Run, stop: Stop) -> tuple[str, str] | None:
-    return run.team.gather(stop() if run.team.leads else None)[0]
+    return next(filter(None, run.team.gather(stop())), None)

@@ -174,7 +174,7 @@ def test_more_trials_may_be_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_time_budget_counts_anew(tmp_path: Path) -> None:
-    assert carry(sweep_of(n_trials=2), tmp_path, local=True, time_budget_seconds=0.0).out_of_time
+    assert carry(sweep_of(n_trials=2), tmp_path, local=True, time_budget_seconds=0.0).over_budget
     ended = carry(sweep_of(n_trials=2), tmp_path, local=True, resume=True)
     assert ended.outcomes == {"ok": 2}
 

@@ -109,7 +109,7 @@ class _Calling:
 
 def test_a_time_budget_ends_the_sweep(tmp_path: Path) -> None:
     ended = run(sweep_of(n_trials=3), tmp_path, time_budget_seconds=0.0)
-    assert ended.out_of_time
+    assert ended.over_budget
     assert not ended.interrupted
     assert not ended.outcomes
 
@@ -118,7 +118,7 @@ def test_a_time_budget_ends_a_trial_under_way(tmp_path: Path) -> None:
     view = Remembering()
     endless = sweep_of(n_trials=3, base={"train.steps": 10**9, "train.eval_every": 10**9})
     ended = run(endless, tmp_path, view, time_budget_seconds=0.3)
-    assert ended.out_of_time
+    assert ended.over_budget
     assert view.endings == [("interrupted", "time budget")]
 
 
