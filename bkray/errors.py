@@ -36,3 +36,7 @@ class StorageError(BkrayError):
 
 class ClusterError(BkrayError):
     """Say what of a cluster is wrong and what to do."""
+
+
+class UnreachableError(BkrayError):
+    """Say which storage did not answer, and why."""

@@ -58,8 +58,8 @@ def run(
         folder: where ``checkpoints/`` lies; ``None`` keeps no checkpoint.
         stop: asked after every window of at most 16 steps; its answer becomes the outcome.
         team: the processes that train this trial together, each of which calls this. The events
-            are alike in all of them; those of the leading one count. Each is asked to stop, and the
-            answer of the lowest rank ends them all.
+            are alike in all of them; those of the leading one count. Each is asked to stop, and
+            the answer of the lowest rank ends them all.
 
     Raises:
         ConfigError, DataError: the model or the text cannot be had as configured.

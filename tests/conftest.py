@@ -31,7 +31,7 @@ def ray_session() -> Iterator[None]:
     """One Ray session for the tests of a module; ``run_sweep`` joins it and leaves it up."""
     from bkray.cluster.session import session
 
-    with session(address=None, threads=1, gpus=0):
+    with session(address=None, threads=1):
         yield
 
 

@@ -11,7 +11,7 @@ from bkray.cli.words import AsJson, seconds
 
 
 def resume(
-    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    place: Annotated[str, typer.Argument(metavar="DIR|URI")],
     trials: Annotated[int | None, typer.Option(help="Searched configurations, old ones too.")] = (
         None
     ),
@@ -30,13 +30,20 @@ def resume(
     """Go on with a sweep that was interrupted, killed, or ran out of its budget.
 
     Trials that ended are kept, those that were running go on from their
-    checkpoints. What is not given stays as it was, a time budget counts
-    anew, GPU-hours go on counting; space, objectives, seeds and data may not change.
+    checkpoints; from a URI they are fetched first. What is not given stays
+    as it was, a time budget counts anew, GPU-hours go on counting; space,
+    objectives, seeds and data may not change.
     """
     from bkray.cluster import record
+    from bkray.cluster.mirror import fetched
     from bkray.cluster.options import chosen_before
+    from bkray.cluster.storage import is_uri
     from sweeps.load import load
 
+    folder = Path(place)
+    if is_uri(place):
+        runs = runs or Path("runs")
+        folder = fetched(place, runs)
     said = record.read(folder)
     changes: dict[str, Any] = {
         "trials": trials,

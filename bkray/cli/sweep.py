@@ -20,6 +20,7 @@ from bkray.cli.words import (
     AsJson,
     Runs,
     Words,
+    n_bytes,
     print_json,
     print_plan,
     print_tables,
@@ -48,8 +49,15 @@ def sweep(
     workers: Annotated[int, typer.Option(min=1, help="Ray Train workers of each trial.")] = 1,
     ray_train: Annotated[bool, typer.Option(help="Ray Train also for one worker.")] = False,
     gpus_per_worker: Annotated[float, typer.Option(help="GPUs of each worker.")] = 0.0,
+    memory_per_worker: Annotated[
+        str | None, typer.Option(help="Reserved for each worker: 512M, 8G.")
+    ] = None,
+    accelerator_type: Annotated[str, typer.Option(help="Kind of GPU, by Ray's name: A10G.")] = "",
     address: Annotated[str | None, typer.Option(help="A running Ray cluster: auto|HOST.")] = None,
-    out: Annotated[Path | None, typer.Option(help="A new folder for the sweep.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="A new folder for the sweep, or a URI such as s3://b/runs/x."),
+    ] = None,
     runs: Runs = Path("runs"),
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Trials per configuration, rivals too.")
@@ -69,14 +77,22 @@ def sweep(
     as_json: AsJson = False,
 ) -> int:
     """Run a whole sweep and show its leaderboard and Pareto front."""
+    from bkray.cluster.mirror import local_folder
+    from bkray.cluster.storage import is_uri
     from bkray.cluster.tuner import SweepOptions, planned
     from bkray.overrides import parse
     from sweeps.load import load
 
     value = load(name, frontier=frontier)
+    storage = out if out and is_uri(out) else ""
+    if storage:
+        folder = local_folder(storage, runs, value.name)
+    else:
+        folder = Path(out or runs / value.name / f"{datetime.now():%Y%m%d-%H%M%S}-{preset}")
     options = SweepOptions(
         runs=runs,
-        out=out or runs / value.name / f"{datetime.now():%Y%m%d-%H%M%S}-{preset}",
+        out=folder,
+        storage=storage,
         preset=preset,
         source=str(Path(name).resolve()) if name.endswith(".py") else name,
         overrides=parse(overrides or []),
@@ -93,6 +109,8 @@ def sweep(
         max_gpu_hours=max_gpu_hours,
         address=address,
         gpus=gpus_per_worker,
+        memory_bytes=n_bytes(memory_per_worker),
+        accelerator_type=accelerator_type,
         frontier=frontier,
     )
     if dry_run:
@@ -107,6 +125,7 @@ def sweep(
 
 def run(value: Sweep, options: "SweepOptions", as_json: bool, *, resume: bool = False) -> int:
     """Run a sweep under its views, write its table, show it; return the exit status."""
+    from bkray.cluster.mirror import mirrored
     from bkray.cluster.options import check_room
     from bkray.cluster.record import git_state
     from bkray.cluster.room import room_in
@@ -147,18 +166,19 @@ def run(value: Sweep, options: "SweepOptions", as_json: bool, *, resume: bool = 
         artifacts=write_artifacts,
     )
     views += [shown, DropsStale(options.out)]
-    try:
-        ended = run_sweep(value, options, views, resume=resume)
-        with room_in(ended.folder):
-            written = write_report(ended.folder)
-        results = [path for path in (written.results, written.cells) if path is not None]
-        shown.attach([written.html, *results, *written.figures])
-    finally:
-        for view in views:
-            view.close()
-    if resume:
-        _bring_up_to_date(ended.folder, tracking)
-    ended = _tell(ended, value, swept, as_json)
+    with mirrored(options.out, options.storage, _warn, resume=resume):
+        try:
+            ended = run_sweep(value, options, views, resume=resume)
+            with room_in(ended.folder):
+                written = write_report(ended.folder)
+            results = [path for path in (written.results, written.cells) if path is not None]
+            shown.attach([written.html, *results, *written.figures])
+        finally:
+            for view in views:
+                view.close()
+        if resume:
+            _bring_up_to_date(ended.folder, tracking)
+        ended = _tell(ended, value, swept, as_json)
     if not as_json:
         where = where_to_look(tracking.uri, runs, shown.ui_path)
         print(f"Compare the trials in the MLflow UI: {where}")
@@ -175,12 +195,16 @@ def _resolved(value: Sweep, options: "SweepOptions") -> "Search":
     return search
 
 
+def _warn(said: str) -> None:
+    print(said, file=sys.stderr, flush=True)
+
+
 def _bring_up_to_date(folder: Path, tracking: "Tracking") -> None:
     """Upload what a killed driver had not sent; the views have seen the rest."""
     from bkray.sinks.mlflow_sync import sync_sweep
 
     try:
-        sync_sweep(folder, tracking, warn=lambda said: print(said, file=sys.stderr))
+        sync_sweep(folder, tracking, warn=_warn)
     except TrackingError as error:
         again = shlex.join(["bkray", "mlflow-sync", str(folder)])
         print(f"MLflow may lack something ({error}): later run {again}", file=sys.stderr)

@@ -28,7 +28,7 @@ def train(
     from bkray.overrides import build, parse
 
     config = build(_climbing(parse(overrides or [])))  # a typo is told before torch is loaded
-    from bkray.cluster.carriers import Crew
+    from bkray.cluster.crew import Crew
     from bkray.cluster.single import train_alone
     from bkray.sinks.console import ConsoleView
     from bkray.trial import identify

@@ -60,6 +60,16 @@ def seconds(text: str | None) -> float | None:
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
+def n_bytes(text: str | None) -> int:
+    """Return the bytes of ``512M`` or ``8G`` (powers of 1024), 0 for nothing."""
+    if text is None:
+        return 0
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([MG])(?:iB)?", text)
+    if found is None or float(found[1]) <= 0:
+        raise ConfigError(f"--memory-per-worker must be above 0, such as 512M or 8G, got {text!r}")
+    return int(float(found[1]) * {"M": 2**20, "G": 2**30}[found[2]])
+
+
 def where_to_look(uri: str, runs: Path, path: str | None) -> str:
     """Return the address of a page on a server, or how to serve it and where it is then."""
     from bkray.sinks.mlflow import ui_address

@@ -78,15 +78,6 @@ class Parts:
     open_sink: Callable[[Path], Sink]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Crew:
-    """The Ray Train workers of one trial; ``threads`` and ``gpus`` are per worker."""
-
-    workers: int
-    threads: int
-    gpus: float
-
-
 def attempt(
     job: Job,
     parts: Parts,

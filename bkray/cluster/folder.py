@@ -93,5 +93,5 @@ def _clear(folder: Path, written_by: Iterable[str] = ("*",)) -> None:
 def _unmake(folder: Path) -> None:
     with suppress(OSError):  # a trial was begun
         (folder / "trials").rmdir()
-        for name in (record.NAME, study.NAME):
+        for name in (record.NAME, study.NAME, study.ELSEWHERE):
             (folder / name).unlink(missing_ok=True)

@@ -21,11 +21,12 @@ class SweepOptions:
     ``out`` is the sweep's folder, ``runs`` that of the embedded MLflow store.
     ``source`` is how the sweep was named, to find it again: ``act``, or the path of a file.
     ``seed`` is the sampler's; a trial's own is the override ``seed``, from which ``seeds`` trials
-    of each configuration count up. ``gpus`` are per worker. More than one of the ``workers`` of a
+    of each configuration count up. ``gpus``, ``memory_bytes`` and ``accelerator_type``
+    are of each worker. More than one of the ``workers`` of a
     trial, or ``ray_train``, let Ray Train carry it. ``frontier`` says that the sweep is the
     variant of its source that sweeps a knob at inference. ``time_budget_seconds`` counts from the
     start of this run, ``max_gpu_hours`` over all runs of the sweep; ``grace_seconds`` are what
-    trials then have to end by themselves.
+    trials then have to end by themselves. ``storage`` is a URI at which a copy of ``out`` is kept.
     """
 
     out: Path
@@ -47,7 +48,10 @@ class SweepOptions:
     grace_seconds: float = GRACE_SECONDS
     address: str | None = None
     gpus: float = 0.0
+    memory_bytes: int = 0
+    accelerator_type: str = ""
     frontier: bool = False
+    storage: str = ""
 
     @property
     def nested(self) -> bool:
@@ -63,8 +67,16 @@ def check_room(options: SweepOptions, config: TrialConfig) -> None:
         raise ConfigError("--local runs without Ray: leave --workers and --ray-train out")
     if options.local and options.address is not None:
         raise ConfigError("--local runs without Ray: leave --address out")
-    if options.local and options.gpus:
-        raise ConfigError("--local reserves no GPU: leave --gpus-per-worker out")
+    if options.local and (options.gpus or options.memory_bytes):
+        raise ConfigError(
+            "--local reserves no GPU and no memory: leave --gpus-per-worker and "
+            "--memory-per-worker out"
+        )
+    if options.accelerator_type and not options.gpus:
+        raise ConfigError(
+            f"--accelerator-type={options.accelerator_type} would do nothing: no trial reserves "
+            "a GPU; give --gpus-per-worker too"
+        )
     _check_gpu_hours(options)
     check_crew(config, options.workers, options.gpus)
     if options.address is None:
@@ -121,7 +133,10 @@ def chosen_before(record: Mapping[str, Any], folder: Path) -> SweepOptions:
         time_budget_seconds=record["time_budget_seconds"],
         max_gpu_hours=record.get("max_gpu_hours"),
         gpus=record["gpus"],
+        memory_bytes=record.get("memory_bytes", 0),
+        accelerator_type=record.get("accelerator_type", ""),
         frontier=record.get("frontier", False),
+        storage=record.get("storage", ""),
     )
 
 
@@ -139,5 +154,8 @@ def choices(options: SweepOptions, search: Search, scheduler_name: str) -> dict[
         "time_budget_seconds": options.time_budget_seconds,
         "max_gpu_hours": options.max_gpu_hours,
         "gpus": options.gpus,
+        "memory_bytes": options.memory_bytes,
+        "accelerator_type": options.accelerator_type,
         "frontier": options.frontier,
+        "storage": options.storage,
     }

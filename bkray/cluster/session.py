@@ -11,7 +11,7 @@ import site
 import socket
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ _SILENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # outcome.json and the views say it
     "TUNE_WARN_THRESHOLD_S": "60",
 }
+ACCELERATOR = "accelerator_type:"
+"""How the resource begins of which each node with such a GPU has one."""
 SLOT = "slot"
 """The custom resource that admits trials of Ray Train; every node has one for each core."""
 
@@ -75,19 +77,20 @@ def places(
 
 
 @contextmanager
-def session(*, address: str | None, threads: int, gpus: float, slots: int = 0) -> Iterator[Any]:
+def session(
+    *, address: str | None, threads: int, needs: Mapping[str, float] | None = None
+) -> Iterator[Any]:
     """Yield the ``ray`` module with a session up; a session that was up before stays up.
 
     Args:
         address: of a running cluster, or ``auto``; ``None`` starts one on this machine, dashboard
             on the loopback interface.
         threads: for OpenMP and numba in the workers, before anything there is imported.
-        gpus: per trial; 0 for none.
-        slots: that one trial takes of the custom resource; 0 for none.
+        needs: what one trial takes of Ray's resources.
 
     Raises:
-        ConfigError: nothing answers at the address, or it has fewer GPUs or slots than one trial
-            takes.
+        ConfigError: nothing answers at the address, or it has, and could grow to, less of a
+            resource than one trial takes.
     """
     for name, value in _SILENT.items():
         os.environ.setdefault(name, value)
@@ -99,7 +102,7 @@ def session(*, address: str | None, threads: int, gpus: float, slots: int = 0) -
             _require_a_token()
         _start(ray, address, threads)
     try:
-        _check_resources(ray, gpus, slots)
+        _check_resources(capacity(ray), needs or {})
         yield ray
     finally:
         if ours:
@@ -184,16 +187,32 @@ def _own_paths() -> list[str]:
     return list(dict.fromkeys(map(str, own)))
 
 
-def _check_resources(ray: Any, gpus: float, slots: int) -> None:
-    present = ray.cluster_resources()
-    if gpus > present.get("GPU", 0):
+def capacity(ray: Any) -> dict[str, float]:
+    """Return what the cluster has of each resource, or would have once it has grown."""
+    from bkray.cluster.ray_internals import most_there_can_be
+
+    present, most = ray.cluster_resources(), most_there_can_be()
+    return {name: max(present.get(name, 0), most.get(name, 0)) for name in {**present, **most}}
+
+
+_LACKING = {
+    "GPU": "lower --gpus-per-worker or --workers",
+    "memory": "lower --memory-per-worker",
+    SLOT: (f"start every node with one per core, as in ray start --resources='{{\"{SLOT}\": 8}}'"),
+}
+
+
+def _check_resources(present: Mapping[str, float], needs: Mapping[str, float]) -> None:
+    for name, needed in needs.items():
+        if needed <= present.get(name, 0):
+            continue
+        if name.startswith(ACCELERATOR):
+            kinds = [kind.removeprefix(ACCELERATOR) for kind in present if ACCELERATOR in kind]
+            asked = name.removeprefix(ACCELERATOR)
+            known = f"it has {', '.join(sorted(kinds))}" if kinds else "it names none"
+            raise ConfigError(f"no node of the cluster has accelerator-type={asked}: {known}")
+        advice = _LACKING.get(name, "lower what a trial takes")
         raise ConfigError(
-            f"gpus={gpus:g} per trial, but Ray sees {present.get('GPU', 0):g}: lower "
-            "--gpus-per-worker or --workers"
-        )
-    if slots > present.get(SLOT, 0):
-        raise ConfigError(
-            f"a trial takes {slots} of the resource {SLOT!r}, the cluster has "
-            f"{present.get(SLOT, 0):g}: start every node with one per core, as in "
-            f"ray start --resources='{{\"{SLOT}\": 8}}'"
+            f"a trial takes {needed:g} of the resource {name!r}, the cluster has "
+            f"{present.get(name, 0):g}: {advice}"
         )

@@ -10,13 +10,13 @@ from typing import Any
 
 from bkray import trial
 from bkray.cluster.carriers import (
-    Crew,
     Job,
     ask_to_stop,
     asked_to_stop,
     attempt,
     forget_stop,
 )
+from bkray.cluster.crew import Crew
 from bkray.cluster.interrupt import on_interrupt
 from bkray.cluster.options import check_crew
 from bkray.cluster.retries import broke, tries_again
@@ -97,8 +97,7 @@ def _carrier(job: Job, crew: Crew | None) -> Iterator[Carry]:
     if crew is None:
         yield partial(attempt, job, PARTS, passed_on=(BkrayError,), patience_seconds=0.0)
         return
-    n_slots = crew.workers * crew.threads
-    with session(address=None, threads=crew.threads, gpus=crew.workers * crew.gpus, slots=n_slots):
+    with session(address=None, threads=crew.threads, needs=crew.needs(nested=True)):
         from bkray.cluster.train_carrier import carry_by_workers
 
         scratch = job.folder.resolve() / ".train"

@@ -1,15 +1,24 @@
-"""The searcher's memory on disk: the Optuna study of a sweep, in ``study.db``."""
+"""The searcher's memory: the Optuna study of a sweep, in ``study.db`` of its folder, or in the
+database that ``OPTUNA_STORAGE`` names when the sweep begins."""
 
+import json
+import os
+import uuid
 from pathlib import Path
 
 import optuna
 from optuna.storages import RDBStorage
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from bkray import atomic
-from bkray.errors import ResumeError
+from bkray.errors import ConfigError, ResumeError, UnreachableError
 from bkray.sweep import Sweep
 
 NAME = "study.db"
+ELSEWHERE = "study.json"
+"""In place of ``study.db`` where a database elsewhere holds the study: its name there."""
+VARIABLE = "OPTUNA_STORAGE"
 
 
 def open_study(folder: Path | None, sweep: Sweep) -> tuple[RDBStorage, optuna.Study]:
@@ -19,20 +28,50 @@ def open_study(folder: Path | None, sweep: Sweep) -> tuple[RDBStorage, optuna.St
     whole one. So a new file gets its name when all is there: a killed process leaves no half.
 
     Raises:
-        ResumeError: the file holds a study with other objectives.
+        ResumeError: the study has other objectives, or its database is not named any more.
+        ConfigError, UnreachableError: ``OPTUNA_STORAGE`` names no database, or it does not answer.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if folder is None:
         storage = RDBStorage("sqlite://")
-        return storage, _study(storage, sweep)
+        return storage, _study(storage, sweep, sweep.name)
     path = folder / NAME
+    if (folder / ELSEWHERE).exists() or (os.environ.get(VARIABLE) and not path.exists()):
+        return _elsewhere(folder, sweep)
     if not path.exists():
         with atomic.replace(path) as new:
             storage = _storage(new)
-            _study(storage, sweep)
+            _study(storage, sweep, sweep.name)
             storage.engine.dispose()
     storage = _storage(path)
-    return storage, _study(storage, sweep)
+    return storage, _study(storage, sweep, sweep.name)
+
+
+def _elsewhere(folder: Path, sweep: Sweep) -> tuple[RDBStorage, optuna.Study]:
+    """Open the study in a database; it has a name of its own, for many sweeps share one."""
+    marker, url = folder / ELSEWHERE, os.environ.get(VARIABLE, "")
+    said = json.loads(marker.read_text()) if marker.exists() else {}
+    if not url:
+        raise ResumeError(f"the study of {folder} is in {said['store']}: set {VARIABLE} to it")
+    name = said.get("name") or f"{sweep.name}-{uuid.uuid4().hex}"
+    try:
+        shown = make_url(url).render_as_string(hide_password=True)
+        storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        study = _study(storage, sweep, name)
+    except ImportError as error:
+        raise ConfigError(
+            f"{VARIABLE} needs {error.name}: install it with pip install 'bkray[postgres]'"
+        ) from None
+    except ArgumentError:
+        raise ConfigError(
+            f"{VARIABLE} must be the address of a database, such as postgresql://host/optuna"
+        ) from None
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        said_first = str(error).partition("\n")[0]
+        raise UnreachableError(f"{VARIABLE}={shown} does not answer: {said_first}") from None
+    if not marker.exists():
+        atomic.write_json(marker, {"name": name, "store": shown})
+    return storage, study
 
 
 def _storage(path: Path) -> RDBStorage:
@@ -40,10 +79,10 @@ def _storage(path: Path) -> RDBStorage:
     return RDBStorage(f"sqlite:///{braces}")
 
 
-def _study(storage: RDBStorage, sweep: Sweep) -> optuna.Study:
+def _study(storage: RDBStorage, sweep: Sweep, name: str) -> optuna.Study:
     study = optuna.create_study(
         storage=storage,
-        study_name=sweep.name,
+        study_name=name,
         directions=[objective.direction for objective in sweep.objectives],
         load_if_exists=True,
     )
@@ -51,7 +90,7 @@ def _study(storage: RDBStorage, sweep: Sweep) -> optuna.Study:
     stored = [direction.name.lower() for direction in study.directions]
     if stored != asked:
         raise ResumeError(
-            f"study.db was written with objectives {stored}, the sweep now says {asked}: "
+            f"the study was written with objectives {stored}, the sweep now says {asked}: "
             "start it in a new folder"
         )
     return study

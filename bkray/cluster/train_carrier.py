@@ -21,7 +21,6 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from bkray.atomic import write_text
 from bkray.cluster.carriers import (
-    Crew,
     Job,
     Parts,
     ask_to_stop,
@@ -31,6 +30,7 @@ from bkray.cluster.carriers import (
     one_line,
     outcome_of,
 )
+from bkray.cluster.crew import Crew
 from bkray.cluster.preemption import NOTICE, PREEMPTED, preempted
 from bkray.cluster.ray_internals import Abortable, cause_of, listening
 from bkray.cluster.retries import WORKER_FAILED
@@ -93,7 +93,7 @@ class _Run:
             scaling_config=train.ScalingConfig(
                 num_workers=crew.workers,
                 use_gpu=crew.gpus > 0,
-                resources_per_worker=_resources(crew),
+                resources_per_worker=crew.resources,
             ),
             run_config=train.RunConfig(
                 name=f"{job.trial_id}-{time.time_ns()}",  # a known name would resume its run
@@ -168,11 +168,6 @@ class _Wire:
 
 class _Trainer(Abortable, TorchTrainer):  # type: ignore[misc]  # ray is untyped
     """A trainer that can be ended from outside."""
-
-
-def _resources(crew: Crew) -> dict[str, float]:
-    needed = {"CPU": float(crew.threads), "GPU": float(crew.gpus)}
-    return {name: amount for name, amount in needed.items() if amount}
 
 
 def _last_words(

@@ -11,7 +11,8 @@ from bkray import trial
 from bkray.atomic import write_json
 from bkray.cluster import record
 from bkray.cluster.budget import Budget
-from bkray.cluster.carriers import Crew, Parts, carry_here
+from bkray.cluster.carriers import Parts, carry_here
+from bkray.cluster.crew import Crew
 from bkray.cluster.driver import Driver, Identify
 from bkray.cluster.folder import check, claimed
 from bkray.cluster.interrupt import on_interrupt
@@ -23,7 +24,7 @@ from bkray.cluster.room import room_in
 from bkray.cluster.samplers import UNLEARNING
 from bkray.cluster.schedulers import choose
 from bkray.cluster.search import Proposal, Search
-from bkray.cluster.session import places, session
+from bkray.cluster.session import capacity, places, session
 from bkray.config import TrialConfig
 from bkray.errors import ConfigError
 from bkray.overrides import acting, build
@@ -37,8 +38,9 @@ class SweepOutcome:
     """How a sweep ended: trials per outcome, and what ended it early, if anything.
 
     ``n_reused`` proposals were equal to earlier ones and not trained again. ``first_failure`` is
-    the reason of the first trial that failed or ran out of memory; ``over_budget`` names the budget
-    that is spent; ``always_fails`` is the traceback of the error that the first trials had in common, and that ended the sweep.
+    the reason of the first trial that failed or ran out of memory; ``over_budget`` names the
+    budget that is spent; ``always_fails`` is the traceback of the error that the first trials had
+    in common, and that ended the sweep.
     """
 
     folder: Path
@@ -199,16 +201,19 @@ def _carry_on_tune(
     n_planned: int,
     config: TrialConfig,
 ) -> None:
-    crew = Crew(workers=options.workers, threads=config.threads, gpus=options.gpus)
-    with session(
-        address=options.address,
-        threads=crew.threads,
-        gpus=crew.workers * crew.gpus,
-        slots=crew.workers * crew.threads if options.nested else 0,
-    ) as ray:
+    crew = Crew(
+        workers=options.workers,
+        threads=config.threads,
+        gpus=options.gpus,
+        memory_bytes=options.memory_bytes,
+        accelerator_type=options.accelerator_type,
+    )
+    needs = crew.needs(nested=options.nested)
+    with session(address=options.address, threads=crew.threads, needs=needs) as ray:
         from bkray.cluster.tune_carrier import Plan, carry_on_tune
 
-        n_cores = int(ray.cluster_resources().get("CPU", 0))
+        there_is = capacity(ray)
+        n_cores = int(there_is.get("CPU", 0))
         n_places = places(
             threads=crew.threads,
             workers=crew.workers,
@@ -217,8 +222,7 @@ def _carry_on_tune(
             n_cores=n_cores,
         )
         if crew.gpus:  # Tune would let nested trials wait for a GPU inside their run
-            n_gpus = ray.cluster_resources().get("GPU", 0)
-            n_places = min(n_places, int(n_gpus / (crew.workers * crew.gpus)))
+            n_places = min(n_places, int(there_is["GPU"] / needs["GPU"]))
         plan = Plan(
             concurrency=n_places,
             crew=crew,

@@ -45,7 +45,7 @@ def test_an_address_where_nothing_listens_is_told_at_once() -> None:
     address = f"127.0.0.1:{free_port()}"
     with (
         pytest.raises(ConfigError, match=f"nothing listens at address={address}.*leave --address"),
-        session(address=address, threads=1, gpus=0),
+        session(address=address, threads=1),
     ):
         pass
 

@@ -14,7 +14,7 @@ from standin import DIES, DIVERGES, FAILS, OUT_OF_MEMORY, PARTS, carry, identify
 from views import Remembering
 
 from bkray.cluster.carriers import Job, Parts
-from bkray.cluster.session import session
+from bkray.cluster.session import SLOT, session
 from bkray.cluster.tune_carrier import CarriedTrial
 from bkray.cluster.tuner import SweepOptions, run_sweep
 from bkray.errors import ConfigError
@@ -129,14 +129,14 @@ def test_a_view_that_breaks_ends_the_sweep_with_its_own_error(tmp_path: Path) ->
 
 
 def test_more_gpus_than_there_are_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="gpus=64"):
+    with pytest.raises(ConfigError, match="takes 64 of the resource 'GPU'"):
         carry(sweep_of(n_trials=1), tmp_path, gpus=64)
 
 
 def test_more_slots_than_there_are_is_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(ConfigError, match="takes 64 of the resource 'slot'"),
-        session(address=None, threads=1, gpus=0, slots=64),
+        session(address=None, threads=1, needs={SLOT: 64}),
     ):
         pass
 
@@ -146,7 +146,7 @@ import os, pathlib, signal, sys
 sys.path.insert(0, {here!r})
 import standin
 from bkray.cluster.carriers import Job
-from bkray.cluster.session import session
+from bkray.cluster.session import SLOT, session
 from bkray.cluster.tune_carrier import CarriedTrial
 from bkray.cluster.tuner import SweepOptions, run_sweep
 from bkray.events import EvalDone
@@ -171,7 +171,7 @@ def run(name, sweep, *views):
     ended = run_sweep(sweep, options, views, parts=standin.PARTS, identify=standin.identify)
     print(name, ended.interrupted, sorted(ended.outcomes.items()))
 
-with session(address=None, threads=1, gpus=0):
+with session(address=None, threads=1):
     run("bad", sweep_of(point(DIES), point(FAILS), n_trials=4))
     endless = sweep_of(n_trials=9, base={{"train.steps": 10**9, "train.eval_every": 10}})
     run("endless", endless, Impatient())

@@ -1,0 +1,268 @@
+"""A sweep's folder, kept at a URI as well, so that it can go on at another machine.
+
+Trials and driver work in the local folder; a thread copies what has changed. Files are taken in
+one order and sent in the opposite one, so that what is there can be resumed at any moment: a
+checkpoint never comes before the rows up to it, an outcome never before its checkpoint, and what
+the study was told never before the outcome.
+"""
+
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from bkray.atomic import write_json
+from bkray.cluster import record, study
+from bkray.cluster.storage import Storage, unreachable
+from bkray.errors import ResumeError
+
+EVERY_SECONDS = 5.0
+PATIENCE_SECONDS = 120.0
+"""How long the end of a sweep waits for a place that does not answer."""
+_SCRATCH = ".mirror"
+_SENT = "sent.json"
+_SKIPPED = (".tmp", ".stop", ".lock", ".driver", "-journal", "-wal", "-shm")
+_SKIPPED_FOLDERS = {_SCRATCH, ".tune", ".train"}
+_FIRST_TRIES = 3
+_PROBE = ".writable"
+
+
+class _Taken(NamedTuple):
+    """A file as it was at one moment: a second name for it that nothing writes to."""
+
+    name: str
+    path: Path
+    state: list[int]
+
+
+class Mirror:
+    """Copies ``folder`` to ``storage`` until it is closed.
+
+    Args:
+        warn: told once when the place does not answer; the sweep goes on.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        storage: Storage,
+        warn: Callable[[str], None],
+        *,
+        every_seconds: float = EVERY_SECONDS,
+    ) -> None:
+        self._folder = folder
+        self._storage = storage
+        self._warn = warn
+        self._every_seconds = every_seconds
+        self._scratch = folder / _SCRATCH
+        self._sent = read_sent(folder)
+        self._warned = False
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, patience_seconds: float = PATIENCE_SECONDS) -> bool:
+        """Send what is left; return whether all of it is there."""
+        self._closing.set()
+        self._thread.join()
+        deadline = time.monotonic() + patience_seconds
+        while not (done := self._tried()) and time.monotonic() < deadline:
+            time.sleep(min(self._every_seconds, 1.0))
+        return done
+
+    def send(self) -> None:
+        """Send all that has changed.
+
+        Raises:
+            OSError: the place does not answer; what was sent before is whole.
+        """
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        last_first = sorted(self._changed(), key=_rank, reverse=True)
+        taken = [one for name in last_first if (one := self._take(name))]
+        try:
+            for one in reversed(taken):
+                self._storage.put(one.path, one.name)
+                self._note(one.name, one.state)
+            for name in set(self._sent) - set(self._present()):
+                self._storage.delete(name)
+                self._note(name, None)
+        finally:
+            for one in taken:
+                one.path.unlink(missing_ok=True)
+
+    def _work(self) -> None:
+        while not self._closing.wait(self._every_seconds):
+            self._tried()
+
+    def _tried(self) -> bool:
+        try:
+            self.send()
+        except OSError as error:
+            if not self._warned:
+                said = unreachable(self._storage, error)
+                self._warn(f"{said}; the sweep goes on in {self._folder} and tries again")
+            self._warned = True
+            return False
+        return True
+
+    def _present(self) -> dict[str, list[int]]:
+        """Return the files of the sweep, and what changes whenever one is written."""
+        found = {}
+        for parent, folders, files in os.walk(self._folder):
+            folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
+            for name in files:
+                if not name.endswith(_SKIPPED):
+                    path = Path(parent, name)
+                    with suppress(FileNotFoundError):
+                        found[path.relative_to(self._folder).as_posix()] = _state(path)
+        return found
+
+    def _changed(self) -> list[str]:
+        return [name for name, now in self._present().items() if self._sent.get(name) != now]
+
+    def _take(self, name: str) -> _Taken | None:
+        """Return the file as it is now, ``None`` where it has just gone."""
+        path, own = self._folder / name, self._scratch / str(time.monotonic_ns())
+        try:
+            state = _state(path)
+            if name == study.NAME:  # it is written in place
+                with closing(sqlite3.connect(path)) as live, closing(sqlite3.connect(own)) as copy:
+                    live.backup(copy)
+            else:  # all else is replaced by a new file, never written again
+                os.link(path, own)
+        except FileNotFoundError:
+            return None
+        return _Taken(name, own, state)
+
+    def _note(self, name: str, state: list[int] | None) -> None:
+        if state is None:
+            del self._sent[name]
+        else:
+            self._sent[name] = state
+        write_json(self._scratch / _SENT, self._sent)
+
+
+@contextmanager
+def mirrored(
+    folder: Path, uri: str, warn: Callable[[str], None], *, resume: bool
+) -> Iterator[None]:
+    """Keep a copy of the folder at ``uri``; nothing without one.
+
+    Raises:
+        ConfigError, UnreachableError: the place cannot be used at all, told before anything runs.
+        ResumeError: it already holds a sweep, and none is resumed.
+    """
+    if not uri:
+        yield
+        return
+    storage = Storage(uri)
+    if record.NAME in _writable(storage) and not resume:
+        raise ResumeError(
+            f"{uri} already holds a sweep: go on with it by bkray resume {uri}, or give another "
+            "--out"
+        )
+    mirror = Mirror(folder, storage, warn)
+    mirror.start()
+    try:
+        yield
+    finally:
+        if folder.exists() and not mirror.close():
+            warn(
+                f"{uri} lacks what it could not take; {folder} is whole, and "
+                f"bkray resume {folder} sends the rest"
+            )
+
+
+def fetched(uri: str, runs: Path) -> Path:
+    """Return the local folder of the sweep at ``uri``, copied from there where it is missing.
+
+    Raises:
+        ResumeError: no sweep is there, or it went on elsewhere since it was here.
+        UnreachableError: the place cannot be reached.
+    """
+    storage = Storage(uri)
+    runs.mkdir(parents=True, exist_ok=True)
+    half = runs / f".fetch-{os.getpid()}"
+    try:
+        names = storage.names()
+        if record.NAME not in names:
+            raise ResumeError(f"{uri} holds no sweep: {record.NAME} is missing")
+        storage.get(record.NAME, half / record.NAME)
+        there = record.read(half)
+        folder = local_folder(uri, runs, there["name"]).resolve()
+        if (folder / record.NAME).exists():
+            here = record.read(folder)
+            if here["started"] != there["started"] or len(there["resumed"]) > len(here["resumed"]):
+                raise ResumeError(
+                    f"{uri} is not what {folder} holds, it went on elsewhere: move that folder "
+                    "away, and it is fetched anew"
+                )
+            return folder
+        for name in names:
+            storage.get(name, half / name)
+        sent = {name: _state(half / name) for name in names}
+        (half / _SCRATCH).mkdir()
+        write_json(half / _SCRATCH / _SENT, sent)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        half.rename(folder)
+        return folder
+    except OSError as error:
+        raise unreachable(storage, error) from error
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def local_folder(uri: str, runs: Path, sweep: str) -> Path:
+    """Return where the sweep of this name and URI is worked on."""
+    return runs / sweep / uri.rstrip("/").rpartition("/")[2]
+
+
+def read_sent(folder: Path) -> dict[str, list[int]]:
+    """Return the files that were sent before, as they were."""
+    path = folder / _SCRATCH / _SENT
+    sent: dict[str, list[int]] = json.loads(path.read_text()) if path.exists() else {}
+    return sent
+
+
+def _writable(storage: Storage) -> list[str]:
+    """Return what is there, once a file could be written there."""
+    for left in reversed(range(_FIRST_TRIES)):
+        try:
+            with tempfile.NamedTemporaryFile() as empty:
+                storage.put(Path(empty.name), _PROBE)
+            storage.delete(_PROBE)
+            return storage.names()
+        except OSError as error:
+            if not left:
+                raise unreachable(storage, error) from error
+            time.sleep(1.0)
+    raise AssertionError("the last try returns or raises")
+
+
+def _state(path: Path) -> list[int]:
+    seen = path.stat()
+    return [seen.st_mtime_ns, seen.st_size]
+
+
+def _rank(name: str) -> int:
+    """Return when a file is sent: what others refer to comes first."""
+    if name == record.NAME:
+        return 0
+    if name.endswith("/attempt.json"):
+        return 1
+    if "/events/" in name:
+        return 2
+    if "/checkpoints/" in name:
+        return 4
+    if name.endswith("/outcome.json"):
+        return 5
+    return 6 if name == study.NAME else 3
