@@ -35,6 +35,28 @@ def ray_session() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def two_gpus() -> Iterator[None]:
+    """A Ray session that believes in two GPUs; nothing here computes on them."""
+    import ray
+
+    from bkray.cluster.session import worker_environment
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        ray.init(
+            "local",
+            num_cpus=2,
+            num_gpus=2,
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            log_to_driver=False,
+            runtime_env={"env_vars": worker_environment(1)},
+        )
+        yield
+        ray.shutdown()
+
+
 @pytest.fixture
 def say_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -13,7 +13,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 BUCKET = "bucket"
-_OF_THE_HOP = {"connection", "transfer-encoding", "content-length", "date", "server"}
+_OF_THE_HOP = {
+    *("connection", "transfer-encoding", "content-length", "date", "server", "expect"),
+}
 
 
 @dataclass(slots=True)
@@ -56,7 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass_on(self) -> None:
         trouble: Trouble = self.server.trouble  # type: ignore[attr-defined]
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         time.sleep(trouble.delay_seconds)
         if trouble.fails:
             trouble.n_failed += 1
@@ -64,10 +66,22 @@ class _Handler(BaseHTTPRequestHandler):
             return
         behind: str = self.server.behind  # type: ignore[attr-defined]
         onward = http.client.HTTPConnection(behind, timeout=60)
-        onward.request(self.command, self.path, body, dict(self.headers) | {"Host": behind})
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in _OF_THE_HOP}
+        onward.request(self.command, self.path, body, headers | {"Host": behind})
         answer = onward.getresponse()
         self._say(answer.status, answer.getheaders(), answer.read())
         onward.close()
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunks = []
+        while n_bytes := int(self.rfile.readline().partition(b";")[0], 16):
+            chunks.append(self.rfile.read(n_bytes))
+            self.rfile.readline()
+        while self.rfile.readline().strip():  # trailers
+            pass
+        return b"".join(chunks)
 
     def _say(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
         with contextlib.suppress(OSError):  # the client may have gone

@@ -21,6 +21,7 @@ from bkray.cli.words import (
     Runs,
     Words,
     n_bytes,
+    n_gpus,
     print_json,
     print_plan,
     print_tables,
@@ -48,7 +49,9 @@ def sweep(
     concurrency: Annotated[int | None, typer.Option(help="Trials at once.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Ray Train workers of each trial.")] = 1,
     ray_train: Annotated[bool, typer.Option(help="Ray Train also for one worker.")] = False,
-    gpus_per_worker: Annotated[float, typer.Option(help="GPUs of each worker.")] = 0.0,
+    gpus_per_worker: Annotated[
+        str, typer.Option(help="GPUs of each worker; auto lets small trials share them.")
+    ] = "0",
     memory_per_worker: Annotated[
         str | None, typer.Option(help="Reserved for each worker: 512M, 8G.")
     ] = None,
@@ -108,7 +111,8 @@ def sweep(
         time_budget_seconds=seconds(time_budget),
         max_gpu_hours=max_gpu_hours,
         address=address,
-        gpus=gpus_per_worker,
+        gpus=0.0 if gpus_per_worker == "auto" else n_gpus(gpus_per_worker),
+        pack=gpus_per_worker == "auto",
         memory_bytes=n_bytes(memory_per_worker),
         accelerator_type=accelerator_type,
         frontier=frontier,

@@ -70,6 +70,16 @@ def n_bytes(text: str | None) -> int:
     return int(float(found[1]) * {"M": 2**20, "G": 2**30}[found[2]])
 
 
+def n_gpus(text: str) -> float:
+    """Return the GPUs of one worker."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(
+            f"--gpus-per-worker must be a number or auto, such as 1 or 0.25, got {text!r}"
+        ) from None
+
+
 def where_to_look(uri: str, runs: Path, path: str | None) -> str:
     """Return the address of a page on a server, or how to serve it and where it is then."""
     from bkray.sinks.mlflow import ui_address

@@ -25,7 +25,6 @@ class Budget:
     runs of the sweep: the hours are kept in ``gpu_hours.json`` of the sweep's folder.
 
     Args:
-        gpus: that each trial reserves.
         max_gpu_hours: of all trials of the sweep together.
         grace_seconds: what trials have to end by themselves once a budget is reached.
     """
@@ -35,19 +34,17 @@ class Budget:
         folder: Path,
         *,
         deadline: float | None = None,
-        gpus: float = 0.0,
         max_gpu_hours: float | None = None,
         grace_seconds: float = GRACE_SECONDS,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.deadline = deadline
         self._path = folder / _NAME
-        self._gpus = gpus
         self._max_gpu_hours = max_gpu_hours
         self._grace_seconds = grace_seconds
         self._now = now
         self._before = gpu_hours(folder) or 0.0
-        self._since: dict[int, float] = {}
+        self._under_way: dict[int, tuple[float, float]] = {}
         self._written = now()
         self._reached_at: float | None = None
 
@@ -55,23 +52,23 @@ class Budget:
     def gpu_hours(self) -> float:
         """What was spent so far, trials under way included."""
         now = self._now()
-        seconds = sum(now - since for since in self._since.values())
-        return self._before + seconds * self._gpus / _HOUR
+        seconds = sum((now - since) * gpus for since, gpus in self._under_way.values())
+        return self._before + seconds / _HOUR
 
-    def begin(self, number: int) -> None:
-        """The trial has its place now."""
-        self._since.setdefault(number, self._now())
+    def begin(self, number: int, gpus: float) -> None:
+        """The trial has its place now, and so many GPUs."""
+        self._under_way.setdefault(number, (self._now(), gpus))
 
     def end(self, number: int) -> None:
         """The trial has left its place; one that never had it costs nothing."""
-        since = self._since.pop(number, None)
-        if since is not None and self._gpus:
-            self._before += (self._now() - since) * self._gpus / _HOUR
+        since, gpus = self._under_way.pop(number, (0.0, 0.0))
+        if gpus:
+            self._before += (self._now() - since) * gpus / _HOUR
             self._write()
 
     def reached(self) -> str:
         """Return which budget is spent, empty while there is some left."""
-        if self._gpus and self._now() - self._written >= _WRITE_SECONDS:
+        if self.gpu_hours and self._now() - self._written >= _WRITE_SECONDS:
             self._write()
         found = ""
         if self.deadline is not None and self._now() >= self.deadline:
@@ -89,7 +86,7 @@ class Budget:
         return self._reached_at + self._grace_seconds - self._now()
 
     def _write(self) -> None:
-        write_json(self._path, {"gpu_hours": self.gpu_hours, "gpus_per_trial": self._gpus})
+        write_json(self._path, {"gpu_hours": self.gpu_hours})
         self._written = self._now()
 
 

@@ -109,9 +109,9 @@ class Driver:
             self._answers.take(live.proposal, stored.ended)
         return None
 
-    def placed(self, job: Job) -> None:
-        """The trial holds its place: cores, and GPUs if it takes any."""
-        self._budget.begin(job.number)
+    def placed(self, job: Job, gpus: float) -> None:
+        """The trial holds its place, and so many GPUs."""
+        self._budget.begin(job.number, gpus)
 
     def look_at_budget(self) -> str:
         """Return which budget is spent and let trials under way end; a deadline they see."""

@@ -21,12 +21,13 @@ class SweepOptions:
     ``out`` is the sweep's folder, ``runs`` that of the embedded MLflow store.
     ``source`` is how the sweep was named, to find it again: ``act``, or the path of a file.
     ``seed`` is the sampler's; a trial's own is the override ``seed``, from which ``seeds`` trials
-    of each configuration count up. ``gpus``, ``memory_bytes`` and ``accelerator_type``
-    are of each worker. More than one of the ``workers`` of a
-    trial, or ``ray_train``, let Ray Train carry it. ``frontier`` says that the sweep is the
-    variant of its source that sweeps a knob at inference. ``time_budget_seconds`` counts from the
-    start of this run, ``max_gpu_hours`` over all runs of the sweep; ``grace_seconds`` are what
-    trials then have to end by themselves. ``storage`` is a URI at which a copy of ``out`` is kept.
+    of each configuration count up. ``gpus``, ``memory_bytes`` and ``accelerator_type`` are of
+    each worker; ``pack`` measures what a trial needs of a GPU, in place of ``gpus``. More than
+    one of the ``workers`` of a trial, or ``ray_train``, let Ray Train carry it. ``frontier`` says
+    that the sweep is the variant of its source that sweeps a knob at inference.
+    ``time_budget_seconds`` counts from the start of this run, ``max_gpu_hours`` over all runs of
+    the sweep; ``grace_seconds`` are what trials then have to end by themselves. ``storage`` is a
+    URI at which a copy of ``out`` is kept.
     """
 
     out: Path
@@ -48,6 +49,7 @@ class SweepOptions:
     grace_seconds: float = GRACE_SECONDS
     address: str | None = None
     gpus: float = 0.0
+    pack: bool = False
     memory_bytes: int = 0
     accelerator_type: str = ""
     frontier: bool = False
@@ -67,18 +69,23 @@ def check_room(options: SweepOptions, config: TrialConfig) -> None:
         raise ConfigError("--local runs without Ray: leave --workers and --ray-train out")
     if options.local and options.address is not None:
         raise ConfigError("--local runs without Ray: leave --address out")
-    if options.local and (options.gpus or options.memory_bytes):
+    if options.pack and options.nested:
+        raise ConfigError(
+            "--gpus-per-worker auto shares GPUs among trials of one worker: leave --workers and "
+            "--ray-train out, or give a number"
+        )
+    if options.local and (options.gpus or options.pack or options.memory_bytes):
         raise ConfigError(
             "--local reserves no GPU and no memory: leave --gpus-per-worker and "
             "--memory-per-worker out"
         )
-    if options.accelerator_type and not options.gpus:
+    if options.accelerator_type and not (options.gpus or options.pack):
         raise ConfigError(
             f"--accelerator-type={options.accelerator_type} would do nothing: no trial reserves "
             "a GPU; give --gpus-per-worker too"
         )
     _check_gpu_hours(options)
-    check_crew(config, options.workers, options.gpus)
+    check_crew(config, options.workers, 1.0 if options.pack else options.gpus)
     if options.address is None:
         places(
             threads=config.threads,
@@ -95,7 +102,7 @@ def _check_gpu_hours(options: SweepOptions) -> None:
         return
     if not asked > 0:
         raise ConfigError(f"--max-gpu-hours must be above 0, got {asked:g}")
-    if not options.gpus:
+    if not (options.gpus or options.pack):
         raise ConfigError(
             f"--max-gpu-hours={asked:g} would do nothing: no trial reserves a GPU; give "
             "--gpus-per-worker, or --time-budget in its place"
@@ -133,6 +140,7 @@ def chosen_before(record: Mapping[str, Any], folder: Path) -> SweepOptions:
         time_budget_seconds=record["time_budget_seconds"],
         max_gpu_hours=record.get("max_gpu_hours"),
         gpus=record["gpus"],
+        pack=record.get("pack", False),
         memory_bytes=record.get("memory_bytes", 0),
         accelerator_type=record.get("accelerator_type", ""),
         frontier=record.get("frontier", False),
@@ -154,6 +162,7 @@ def choices(options: SweepOptions, search: Search, scheduler_name: str) -> dict[
         "time_budget_seconds": options.time_budget_seconds,
         "max_gpu_hours": options.max_gpu_hours,
         "gpus": options.gpus,
+        "pack": options.pack,
         "memory_bytes": options.memory_bytes,
         "accelerator_type": options.accelerator_type,
         "frontier": options.frontier,

@@ -25,11 +25,13 @@ from bkray.cluster.carriers import (
 )
 from bkray.cluster.crew import Crew
 from bkray.cluster.driver import Driver
+from bkray.cluster.packing import Probed, keep_to_share
 from bkray.cluster.preemption import NOTICE
 from bkray.cluster.ray_internals import end_one_trial_when_memory_runs_out, node_is_drained
 from bkray.cluster.session import SLOT
 from bkray.cluster.tune_line import Events, Jobs, Line, NothingMore
 from bkray.events import EvalDone, Event, TrialEnded
+from bkray.overrides import build
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +39,19 @@ class Plan:
     """How Tune runs jobs.
 
     ``nested``: Ray Train carries each trial; else its Tune actor does, as a crew of one.
+    ``probed``: what a trial took of a GPU, where each is to get the share that it needs.
     """
 
     concurrency: int
     crew: Crew
     nested: bool
+    probed: Probed | None = None
+
+    def gpus_of(self, job: Job) -> float:
+        """Return the GPUs that a trial reserves."""
+        if self.probed is None:
+            return self.crew.workers * self.crew.gpus
+        return self.probed.gpus(build(job.overrides))
 
 
 def carry_on_tune(driver: Driver, parts: Parts, plan: Plan, folder: str) -> None:
@@ -51,7 +61,7 @@ def carry_on_tune(driver: Driver, parts: Parts, plan: Plan, folder: str) -> None
         Whatever a view or the ledger raised; the trials under way are asked to end first.
     """
     end_one_trial_when_memory_runs_out()
-    line = Line(driver)
+    line = Line(driver, plan.gpus_of)
     trainable = tune.with_parameters(
         CarriedTrial, parts=parts, crew=plan.crew if plan.nested else None, scratch=folder
     )
@@ -94,7 +104,14 @@ def _resources(plan: Plan) -> Any:
     crew = plan.crew
     if plan.nested:
         return tune.PlacementGroupFactory([{SLOT: float(crew.threads)}] * crew.workers)
-    return crew.resources
+    if plan.probed is None:
+        return crew.resources
+
+    def own(config: dict[str, Any]) -> Any:
+        gpus = plan.gpus_of(config["job"])
+        return tune.PlacementGroupFactory([crew.resources | {"GPU": gpus}])
+
+    return own
 
 
 class CarriedTrial(tune.Trainable):  # type: ignore[misc]  # ray is untyped
@@ -107,6 +124,8 @@ class CarriedTrial(tune.Trainable):  # type: ignore[misc]  # ray is untyped
         self._leaves = False
         if ray.get_runtime_context().get_actor_id() is not None:  # signals are an actor's own
             NOTICE.listen(node_is_drained)
+            assigned = ray.get_runtime_context().get_assigned_resources()
+            keep_to_share(assigned.get("GPU", 0.0))
         os.chdir(config["cwd"])
         self._start(config["job"])
 

@@ -24,6 +24,7 @@ class Line:
     so it is kept here, the sweep stops, and ``carry_on_tune`` raises it."""
 
     driver: Driver
+    gpus_of: Callable[[Job], float]
     jobs: dict[str, Job] = field(default_factory=dict)
     under_way: set[str] = field(default_factory=set)
     reached: bool = False
@@ -48,7 +49,8 @@ class Line:
 
     def placed(self, tune_id: str) -> None:
         self.under_way.add(tune_id)
-        self._guard(lambda: self.driver.placed(self.jobs[tune_id]))
+        job = self.jobs[tune_id]
+        self._guard(lambda: self.driver.placed(job, self.gpus_of(job)))
 
     def gone(self, tune_id: str) -> None:
         self.under_way.discard(tune_id)

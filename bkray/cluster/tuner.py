@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bkray import trial
 from bkray.atomic import write_json
-from bkray.cluster import record
+from bkray.cluster import packing, record
 from bkray.cluster.budget import Budget
 from bkray.cluster.carriers import Parts, carry_here
 from bkray.cluster.crew import Crew
@@ -19,6 +19,7 @@ from bkray.cluster.interrupt import on_interrupt
 from bkray.cluster.ledger import Ledger
 from bkray.cluster.options import SweepOptions as SweepOptions
 from bkray.cluster.options import check_room, choices
+from bkray.cluster.packing import Probe
 from bkray.cluster.pruning import Judge, Pruner, pruner
 from bkray.cluster.room import room_in
 from bkray.cluster.samplers import UNLEARNING
@@ -64,13 +65,15 @@ def run_sweep(
     resume: bool = False,
     parts: Parts = PARTS,
     identify: Identify = trial.identify,
+    probe: Probe = packing.probe,
 ) -> SweepOutcome:
     """Run a sweep into the folder ``options.out``; ``views`` see every event and stay open.
 
     Args:
         resume: go on with the sweep in the folder, which else must be new: trials that ended are
             kept, trials that were begun go on from their checkpoints.
-        parts, identify: how a trial runs, is written down and gets its id; tests bring their own.
+        parts, identify, probe: how a trial runs, is written down, gets its id and shows what it
+            takes of a GPU; tests bring their own.
 
     Raises:
         ConfigError, DataError: what was asked for cannot be run.
@@ -106,7 +109,7 @@ def run_sweep(
                 with on_interrupt(driver.stop):
                     carry_here(driver, parts)
             else:
-                _carry_on_tune(driver, parts, options, search.n_planned, config)
+                _carry_on_tune(driver, parts, options, search.n_planned, config, probe)
         finally:
             driver.close()
             ledger.close()
@@ -188,7 +191,6 @@ def _budget(options: SweepOptions) -> Budget:
     return Budget(
         options.out.resolve(),
         deadline=None if seconds is None else time.time() + seconds,
-        gpus=options.gpus * options.workers,
         max_gpu_hours=options.max_gpu_hours,
         grace_seconds=options.grace_seconds,
     )
@@ -200,11 +202,12 @@ def _carry_on_tune(
     options: SweepOptions,
     n_planned: int,
     config: TrialConfig,
+    probe: Probe,
 ) -> None:
     crew = Crew(
         workers=options.workers,
         threads=config.threads,
-        gpus=options.gpus,
+        gpus=1.0 if options.pack else options.gpus,
         memory_bytes=options.memory_bytes,
         accelerator_type=options.accelerator_type,
     )
@@ -221,12 +224,18 @@ def _carry_on_tune(
             asked=options.concurrency,
             n_cores=n_cores,
         )
+        probed = None
+        if options.pack:
+            gpu_worker = ray.remote(num_gpus=1, max_calls=1)(probe)
+            probed = ray.get(gpu_worker.remote(config))
         if crew.gpus:  # Tune would let nested trials wait for a GPU inside their run
-            n_places = min(n_places, int(there_is["GPU"] / needs["GPU"]))
+            per_gpu = probed.per_gpu if probed else 1
+            n_places = min(n_places, int(per_gpu * there_is["GPU"] / needs["GPU"]))
         plan = Plan(
             concurrency=n_places,
             crew=crew,
             nested=options.nested,
+            probed=probed,
         )
         with on_interrupt(driver.stop):  # in here, for Ray sets a signal's handler of its own
             carry_on_tune(driver, parts, plan, str(options.out.resolve() / ".tune"))

@@ -13,7 +13,6 @@ from views import Remembering
 from bkray.cluster.budget import GPU_HOURS_ARE_UP, TIME_IS_UP, Budget, gpu_hours
 from bkray.cluster.carriers import Parts
 from bkray.cluster.options import SweepOptions
-from bkray.cluster.session import worker_environment
 from bkray.cluster.tuner import run_sweep
 from bkray.config import TrialConfig
 from bkray.errors import ConfigError
@@ -35,10 +34,10 @@ class Clock:
 
 def test_gpu_hours_are_reserved_gpus_by_wall_time_over_all_runs(tmp_path: Path) -> None:
     clock = Clock()
-    first = Budget(tmp_path, gpus=4.0, max_gpu_hours=10.0, now=clock)
-    first.begin(0)
+    first = Budget(tmp_path, max_gpu_hours=10.0, now=clock)
+    first.begin(0, 4.0)
     clock.now = HOUR
-    first.begin(1)
+    first.begin(1, 4.0)
     clock.now = 1.5 * HOUR
     first.end(0)
     first.end(0)
@@ -46,9 +45,9 @@ def test_gpu_hours_are_reserved_gpus_by_wall_time_over_all_runs(tmp_path: Path) 
     assert not first.reached()
     clock.now = 1.6 * HOUR  # this driver dies now: what it looked at last is what is known
     assert not first.reached()
-    again = Budget(tmp_path, gpus=4.0, max_gpu_hours=10.0, now=clock)
+    again = Budget(tmp_path, max_gpu_hours=10.0, now=clock)
     assert again.gpu_hours == gpu_hours(tmp_path) == pytest.approx(8.4)
-    again.begin(1)
+    again.begin(1, 4.0)
     clock.now = 1.999 * HOUR
     assert not again.reached()
     clock.now = 2.0 * HOUR
@@ -61,7 +60,7 @@ def test_gpu_hours_are_reserved_gpus_by_wall_time_over_all_runs(tmp_path: Path) 
 def test_a_budget_that_nothing_draws_on_writes_nothing(tmp_path: Path) -> None:
     clock = Clock()
     budget = Budget(tmp_path, deadline=HOUR, now=clock)
-    budget.begin(0)
+    budget.begin(0, 0.0)
     clock.now = HOUR
     assert budget.reached() == TIME_IS_UP
     budget.end(0)
@@ -81,24 +80,6 @@ def test_a_budget_that_would_do_nothing_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=says):
         carry(sweep_of(n_trials=1), tmp_path, **options)
-
-
-@pytest.fixture(scope="module")
-def two_gpus() -> Iterator[None]:
-    """A Ray session that believes in two GPUs; nothing here computes on them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(
-            "local",
-            num_cpus=2,
-            num_gpus=2,
-            include_dashboard=False,
-            object_store_memory=100 * 2**20,
-            log_to_driver=False,
-            runtime_env={"env_vars": worker_environment(1)},
-        )
-        yield
-        ray.shutdown()
 
 
 @pytest.mark.slow
