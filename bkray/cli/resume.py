@@ -17,6 +17,9 @@ def resume(
     ),
     scheduler: Annotated[str | None, typer.Option(help="none|asha|hyperband|median")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Trials at once.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Ray Train workers of each trial, from now on.")
+    ] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster: auto|HOST.")] = None,
     runs: Annotated[
         Path | None, typer.Option(help="Folder of the embedded MLflow store, if another one.")
@@ -49,6 +52,7 @@ def resume(
         "trials": trials,
         "scheduler": scheduler,
         "concurrency": concurrency,
+        "workers": workers,
         "address": address,
         "runs": runs,
         "time_budget_seconds": seconds(time_budget),

@@ -105,4 +105,4 @@ def _sizes(config: TrialConfig) -> tuple[int, ...]:
     """Return what a trial's memory grows with: tokens at once, width, layers, experts."""
     model = config.model
     tokens = max(rung.rows * rung.n_seq for rung in rungs(config))
-    return (tokens, model.d_model, model.n_layers, model.n_experts or 1)
+    return (tokens, model.d_model or 0, model.n_layers or 0, model.n_experts or 1)

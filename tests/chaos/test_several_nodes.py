@@ -84,7 +84,7 @@ class RayNodes:
         return self._process.stdout.readline().strip()
 
 
-def until(so: Callable[[], bool], what: Callable[[], str], seconds: float = 60.0) -> None:
+def until(so: Callable[[], bool], what: Callable[[], str], seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     while not so():
         assert time.monotonic() < deadline, what()
@@ -114,10 +114,7 @@ class Swept:
 
     def table(self) -> list[dict[str, Any]]:
         """Wait for the end, at which nothing may be missing; return a row per trial."""
-        try:
-            assert self.victim.wait() == 0, self._log.read_text()
-        finally:
-            self.victim.end()
+        assert self.victim.wait() == 0, self._log.read_text()
         assert not any(flaws(self.out, n_planned=self.n_trials, done={}))
         rows: list[dict[str, Any]] = pq.read_table(self.out / "trials.parquet").to_pylist()
         assert [row["outcome"] for row in rows] == ["ok"] * self.n_trials
@@ -135,10 +132,24 @@ class Swept:
         return sorted(r["step"] for r in named)
 
 
+@pytest.fixture
+def sweep(ray_nodes: RayNodes, tmp_path: Path) -> Iterator[Callable[..., Swept]]:
+    """Call it with a number of trials and further words; the sweep is gone at the end."""
+    begun: list[Swept] = []
+
+    def begin(n_trials: int, *more: str) -> Swept:
+        begun.append(Swept(ray_nodes, tmp_path, n_trials, *more))
+        return begun[-1]
+
+    yield begin
+    for one in begun:
+        one.victim.end()
+
+
 def test_a_lost_node_costs_a_try_and_a_new_one_is_used(
-    ray_nodes: RayNodes, tmp_path: Path
+    ray_nodes: RayNodes, sweep: Callable[..., Swept]
 ) -> None:
-    swept = Swept(ray_nodes, tmp_path, 4, "--concurrency", "2")
+    swept = sweep(4, "--concurrency", "2")
     swept.reaches("evaluation", 2)
     lost, _ = ray_nodes.trainers(2)
     ray_nodes.lose(lost)
@@ -151,9 +162,9 @@ def test_a_lost_node_costs_a_try_and_a_new_one_is_used(
 
 @pytest.mark.parametrize("how", ["sigterm", "drained"])
 def test_a_trial_that_is_told_to_leave_goes_on_where_it_was(
-    how: str, ray_nodes: RayNodes, tmp_path: Path
+    how: str, ray_nodes: RayNodes, sweep: Callable[..., Swept]
 ) -> None:
-    swept = Swept(ray_nodes, tmp_path, 1, "train.checkpoint_every=288", "train.eval_every=288")
+    swept = sweep(1, "train.checkpoint_every=288", "train.eval_every=288")
     swept.reaches("train", 1)
     ((raylet, trainer),) = ray_nodes.trainers().items()
     if how == "drained":
@@ -173,8 +184,10 @@ def test_a_trial_that_is_told_to_leave_goes_on_where_it_was(
         ray_nodes.add()
 
 
-def test_two_workers_at_two_nodes_train_as_one(ray_nodes: RayNodes, tmp_path: Path) -> None:
-    swept = Swept(ray_nodes, tmp_path, 1, "--workers", "2")
+def test_two_workers_at_two_nodes_train_as_one(
+    ray_nodes: RayNodes, sweep: Callable[..., Swept], tmp_path: Path
+) -> None:
+    swept = sweep(1, "--workers", "2")
     assert len(ray_nodes.trainers(2)) == 2
     (row,) = swept.table()
     whole = tmp_path / "alone"
