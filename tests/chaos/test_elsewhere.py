@@ -25,7 +25,16 @@ def test_a_sweep_goes_on_from_its_uri_at_an_empty_machine(tmp_path: Path) -> Non
     text = write_text(tmp_path / "text.txt", seed=0)
     first, second, log = tmp_path / "first", tmp_path / "second", tmp_path / "log.txt"
     words = ["sweep", SMALL, "--preset", "smoke", "--trials", str(N_TRIALS), "--local"]
-    words += ["--scheduler", "none", "--out", URI, f"data.corpus={text}", "steps=2048"]
+    words += [
+        "--scheduler",
+        "none",
+        "--out",
+        URI,
+        f"data.corpus={text}",
+        "steps=1024",
+        "eval_every=64",
+        "checkpoint_every=64",
+    ]
     first.mkdir()
     second.mkdir()
     with s3() as trouble:
