@@ -5,14 +5,19 @@ import os
 import pwd
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chaos.small_sweep import SWEEP
 from servers import free_port
 from tiny import write_text
+
+from bkray.cluster.study import open_study
+from bkray.errors import BkrayError, ResumeError
 
 pytestmark = pytest.mark.slow
 
@@ -56,40 +61,42 @@ def postgres() -> Iterator[Callable[[str], str]]:
 
 
 def test_a_sweep_keeps_its_study_and_its_runs_there(
-    postgres: Callable[[str], str],
-    say_here: Callable[..., subprocess.CompletedProcess[str]],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    postgres: Callable[[str], str], tmp_path: Path
 ) -> None:
-    import optuna
-    from mlflow import MlflowClient
+    import psycopg
 
     mlflow_at, optuna_at = postgres("mlflow"), postgres("optuna")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_at)
-    monkeypatch.setenv("OPTUNA_STORAGE", optuna_at)
+    there = {"MLFLOW_TRACKING_URI": mlflow_at, "OPTUNA_STORAGE": optuna_at}
+
+    def say(*words: str, status: int = 0) -> str:
+        """Call bkray in a process of its own: databases leave their connections open."""
+        command = [sys.executable, "-m", "bkray.cli", *words]
+        more = {"cwd": tmp_path, "env": {**os.environ, **there}}
+        said = subprocess.run(command, capture_output=True, text=True, **more)  # type: ignore[call-overload]
+        assert said.returncode == status, said.stderr
+        return str(said.stdout)
+
+    def ask(address: str, query: str) -> list[tuple[Any, ...]]:
+        with psycopg.connect(address) as connection:
+            return connection.execute(query).fetchall()
+
     text, small = write_text(tmp_path / "text.txt", seed=0), Path(__file__).parent / "chaos"
     words = ["sweep", str(small / "small_sweep.py"), "--preset", "smoke", "--local", "--out", "s"]
     words += ["--trials", "2", "--scheduler", "none", "steps=32", f"data.corpus={text}"]
-    first = say_here(*words, "--time-budget", "0.001")
-    assert first.returncode == 4, first.stderr
+    say(*words, "--time-budget", "0.001", status=4)
     assert not (tmp_path / "s/study.db").exists()
-    assert "study.json" in {path.name for path in (tmp_path / "s").iterdir()}
-    resumed = say_here("resume", "s", "--time-budget", "10m")
-    assert resumed.returncode == 0, resumed.stderr
-    assert say_here("mlflow-sync", "s").stdout.startswith("2 trials; 0 points")
-    (name,) = optuna.get_all_study_names(optuna_at)
+    assert "bkray@" in (tmp_path / "s/study.json").read_text()
+    say("resume", "s", "--time-budget", "10m")
+    assert say("mlflow-sync", "s").startswith("2 trials; 0 points")
+    ((name,),) = ask(optuna_at, "SELECT study_name FROM studies")
     assert name.startswith(SWEEP.name)
-    study = optuna.load_study(study_name=name, storage=optuna_at)
-    assert len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) == 2
-    client = MlflowClient(mlflow_at)
-    experiments = [one.experiment_id for one in client.search_experiments()]
-    runs = client.search_runs(experiments, "tags.outcome = 'ok'")
-    assert len(runs) == 2
-    assert all("best/val_loss_nats" in run.data.metrics for run in runs)
-    monkeypatch.delenv("OPTUNA_STORAGE")
-    lost = say_here("resume", "s")
-    assert lost.returncode == 2
-    assert "set OPTUNA_STORAGE" in lost.stderr
+    assert ask(optuna_at, "SELECT state FROM trials") == [("COMPLETE",)] * 2
+    ok = "SELECT run_uuid FROM tags WHERE key = 'outcome' AND value = 'ok'"
+    best = "SELECT value FROM latest_metrics WHERE key = 'best/val_loss_nats'"
+    assert len(ask(mlflow_at, ok)) == 2
+    assert len(ask(mlflow_at, f"{best} AND run_uuid IN ({ok})")) == 2
+    with pytest.raises(ResumeError, match="set OPTUNA_STORAGE"):
+        open_study(tmp_path / "s", SWEEP)
 
 
 @pytest.mark.parametrize(
@@ -102,9 +109,6 @@ def test_a_sweep_keeps_its_study_and_its_runs_there(
 def test_a_database_that_is_none_is_told_without_its_password(
     address: str, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from bkray.cluster.study import open_study
-    from bkray.errors import BkrayError
-
     pytest.importorskip("psycopg", reason="the extra postgres is not installed")
     monkeypatch.setenv("OPTUNA_STORAGE", address)
     with pytest.raises(BkrayError, match=says) as told:

@@ -102,7 +102,7 @@ def session(
             _require_a_token()
         _start(ray, address, threads)
     try:
-        _check_resources(capacity(ray), needs or {})
+        check_needs(capacity(ray), needs or {})
         yield ray
     finally:
         if ours:
@@ -202,7 +202,8 @@ _LACKING = {
 }
 
 
-def _check_resources(present: Mapping[str, float], needs: Mapping[str, float]) -> None:
+def check_needs(present: Mapping[str, float], needs: Mapping[str, float]) -> None:
+    """Raise ``ConfigError`` for a resource of which one trial takes more than there is."""
     for name, needed in needs.items():
         if needed <= present.get(name, 0):
             continue

@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import ray
+from ray._private.state import GlobalState
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
-from ray.train import ControllerError, WorkerGroupError
+from ray.train import ControllerError, RunConfig, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
     UserExceptionWithTraceback,
     WorkerHealthCheckFailedError,
 )
+from ray.train.v2._internal.execution.callback import WorkerCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -22,6 +24,7 @@ from bkray.cluster.ray_internals import (
     KilledForMemoryError,
     cause_of,
     end_one_trial_when_memory_runs_out,
+    listening,
 )
 
 
@@ -53,6 +56,14 @@ def unpatched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         method = method.__closure__[0].cell_contents
     monkeypatch.setattr(RayActorManager, "_actor_task_failed", method)
     yield
+
+
+def test_ray_still_says_which_nodes_go_and_what_may_come() -> None:
+    assert not inspect.signature(GlobalState.get_draining_nodes).parameters.keys() - {"self"}
+    most = GlobalState.get_max_resources_from_cluster_config
+    assert not inspect.signature(most).parameters.keys() - {"self"}
+    assert isinstance(listening(), WorkerCallback)
+    assert inspect.signature(RunConfig).parameters["callbacks"]
 
 
 def test_ray_still_takes_a_memory_kill_for_its_own_mistake() -> None:

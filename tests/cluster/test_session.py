@@ -1,12 +1,22 @@
 """How many trials run at once, and what a worker is told."""
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 from servers import free_port
 
-from bkray.cluster.session import cores, places, session, worker_environment
+from bkray.cluster.crew import Crew
+from bkray.cluster.session import (
+    ACCELERATOR,
+    SLOT,
+    check_needs,
+    cores,
+    places,
+    session,
+    worker_environment,
+)
 from bkray.errors import ConfigError
 
 
@@ -48,6 +58,32 @@ def test_an_address_where_nothing_listens_is_told_at_once() -> None:
         session(address=address, threads=1),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("needs", "says"),
+    [
+        ({"GPU": 2.0}, "takes 2 of the resource 'GPU', the cluster has 1: lower --gpus"),
+        ({"memory": 2.0**40}, "lower --memory-per-worker"),
+        ({"slot": 8.0}, "start every node with one per core"),
+        ({f"{ACCELERATOR}H100": 0.001}, "accelerator-type=H100: it has A10G"),
+    ],
+)
+def test_a_trial_that_no_cluster_holds_is_told_what_lacks(
+    needs: dict[str, float], says: str
+) -> None:
+    present = {"CPU": 4.0, "GPU": 1.0, "memory": 2.0**30, f"{ACCELERATOR}A10G": 1.0, "slot": 4.0}
+    check_needs(present, present)
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        check_needs(present, needs)
+
+
+def test_a_crew_takes_what_each_of_its_workers_takes() -> None:
+    crew = Crew(workers=2, threads=3, gpus=1.0, memory_bytes=2**30, accelerator_type="A10G")
+    apart = {"CPU": 6.0, "GPU": 2.0, "memory": 2.0**31, f"{ACCELERATOR}A10G": 0.002}
+    assert crew.needs(nested=False) == apart
+    assert crew.needs(nested=True) == {**apart, SLOT: 6.0}
+    assert Crew(workers=1, threads=1, gpus=0.0).resources == {"CPU": 1.0}
 
 
 def test_there_is_at_least_one_core() -> None:

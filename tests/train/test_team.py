@@ -148,8 +148,9 @@ def _events(team: Team, config: TrialConfig, folder: Path | None, stop_at: int =
     events: list[Event] = []
 
     def stop() -> tuple[str, str] | None:
-        assert team.leads, "only the leading process is asked"
-        reached = bool(stop_at) and bool(events) and events[-1].step >= stop_at
+        """One process of a team, the last, is told; all of them end at that step."""
+        is_told = bool(stop_at) and team.rank == team.size - 1
+        reached = is_told and bool(events) and events[-1].step >= stop_at
         return ("interrupted", "told to") if reached else None
 
     for event in run(config, folder, sweep="a sweep", stop=stop, team=team):
