@@ -85,17 +85,20 @@ class Mirror:
         Raises:
             OSError: the place does not answer; what was sent before is whole.
         """
-        self._scratch.mkdir(parents=True, exist_ok=True)
+        if not self._folder.exists():  # nothing has begun
+            return
+        self._scratch.mkdir(exist_ok=True)
         last_first = sorted(self._changed(), key=_rank, reverse=True)
         taken = [one for name in last_first if (one := self._take(name))]
         try:
             for one in reversed(taken):
                 self._storage.put(one.path, one.name)
-                self._note(one.name, one.state)
+                self._sent[one.name] = one.state
             for name in set(self._sent) - set(self._present()):
                 self._storage.delete(name)
-                self._note(name, None)
+                del self._sent[name]
         finally:
+            write_json(self._scratch / _SENT, self._sent)
             for one in taken:
                 one.path.unlink(missing_ok=True)
 
@@ -143,13 +146,6 @@ class Mirror:
             return None
         return _Taken(name, own, state)
 
-    def _note(self, name: str, state: list[int] | None) -> None:
-        if state is None:
-            del self._sent[name]
-        else:
-            self._sent[name] = state
-        write_json(self._scratch / _SENT, self._sent)
-
 
 @contextmanager
 def mirrored(
@@ -175,7 +171,7 @@ def mirrored(
     try:
         yield
     finally:
-        if folder.exists() and not mirror.close():
+        if not mirror.close():
             warn(
                 f"{uri} lacks what it could not take; {folder} is whole, and "
                 f"bkray resume {folder} sends the rest"
@@ -198,7 +194,10 @@ def fetched(uri: str, runs: Path) -> Path:
             raise ResumeError(f"{uri} holds no sweep: {record.NAME} is missing")
         storage.get(record.NAME, half / record.NAME)
         there = record.read(half)
-        folder = local_folder(uri, runs, there["name"]).resolve()
+        name = str(there["name"])
+        if Path(name).name != name:
+            raise ResumeError(f"{uri} names its sweep {name!r}, which would lie outside {runs}")
+        folder = local_folder(uri, runs, name).resolve()
         if (folder / record.NAME).exists():
             here = record.read(folder)
             if here["started"] != there["started"] or len(there["resumed"]) > len(here["resumed"]):
@@ -207,9 +206,9 @@ def fetched(uri: str, runs: Path) -> Path:
                     "away, and it is fetched anew"
                 )
             return folder
-        for name in names:
-            storage.get(name, half / name)
-        sent = {name: _state(half / name) for name in names}
+        for file in names:
+            storage.get(file, half / file)
+        sent = {file: _state(half / file) for file in names}
         (half / _SCRATCH).mkdir()
         write_json(half / _SCRATCH / _SENT, sent)
         folder.parent.mkdir(parents=True, exist_ok=True)
