@@ -46,6 +46,11 @@ def node_is_drained() -> bool:
         return False
 
 
+def listen() -> None:
+    """Take word that this worker is to leave."""
+    NOTICE.listen(node_is_drained)
+
+
 def listening() -> Any:
     """Return a callback of Ray Train that lets each worker listen to ``NOTICE``.
 
@@ -55,7 +60,7 @@ def listening() -> Any:
 
     class Listening(WorkerCallback):  # type: ignore[misc]  # ray is untyped
         def after_init_train_context(self) -> None:
-            NOTICE.listen(node_is_drained)
+            listen()
 
     return Listening()
 

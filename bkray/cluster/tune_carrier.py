@@ -27,7 +27,7 @@ from bkray.cluster.crew import Crew
 from bkray.cluster.driver import Driver
 from bkray.cluster.packing import Probed, keep_to_share
 from bkray.cluster.preemption import NOTICE
-from bkray.cluster.ray_internals import end_one_trial_when_memory_runs_out, node_is_drained
+from bkray.cluster.ray_internals import end_one_trial_when_memory_runs_out, listen
 from bkray.cluster.session import SLOT
 from bkray.cluster.tune_line import Events, Jobs, Line, NothingMore
 from bkray.events import EvalDone, Event, TrialEnded
@@ -123,7 +123,7 @@ class CarriedTrial(tune.Trainable):  # type: ignore[misc]  # ray is untyped
         self._scratch = scratch
         self._leaves = False
         if ray.get_runtime_context().get_actor_id() is not None:  # signals are an actor's own
-            NOTICE.listen(node_is_drained)
+            listen()
             assigned = ray.get_runtime_context().get_assigned_resources()
             keep_to_share(assigned.get("GPU", 0.0))
         os.chdir(config["cwd"])

@@ -184,12 +184,16 @@ def test_a_trial_that_is_told_to_leave_goes_on_where_it_was(
         ray_nodes.add()
 
 
-def test_two_workers_at_two_nodes_train_as_one(
+def test_two_workers_at_two_nodes_train_as_one_though_one_is_told_to_leave(
     ray_nodes: RayNodes, sweep: Callable[..., Swept], tmp_path: Path
 ) -> None:
     swept = sweep(1, "--workers", "2")
-    assert len(ray_nodes.trainers(2)) == 2
+    youngest = max(ray_nodes.trainers(2).values())  # not the actor that waits for them
+    swept.reaches("evaluation", 1)
+    os.kill(youngest, signal.SIGTERM)
     (row,) = swept.table()
+    assert row["attempt"] == 2
+    assert not swept.failures(row["trial_id"])
     whole = tmp_path / "alone"
     text = tmp_path / "text.txt"
     words = ["sweep", SMALL, "--preset", "smoke", "--trials", "1", "--scheduler", "none"]
