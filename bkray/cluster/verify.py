@@ -50,7 +50,7 @@ def verify(*, address: str, nodes: int, gpus: int = 0, wait_seconds: float = 600
         ClusterError: too few nodes came, or Python, torch or Ray differ between them.
         ConfigError: nothing answers at the address.
     """
-    with session(address=address, threads=1, gpus=0) as ray:
+    with session(address=address, threads=1) as ray:
         _gather(ray, nodes, gpus, wait_seconds)
         said = _run(nodes, gpus)
         alive = sum(bool(node["Alive"]) for node in ray.nodes())
