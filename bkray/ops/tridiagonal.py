@@ -75,34 +75,65 @@ def causal_resolvent(
     return cast(Tensor, _Resolvent.apply(FORMS[form], *raised))  # type: ignore[no-untyped-call]
 
 
-def two_sided_diagonal(
-    h_BNH: Tensor, energy_H: Tensor, eta_H: Tensor, *, form: str = "auto"
+def two_sided_resolvent(
+    h_BNH: Tensor, x_BNKH: Tensor, energy_H: Tensor, eta_H: Tensor, *, form: str = "auto"
 ) -> Tensor:
-    """Return the diagonal of ``(H - z)^-1`` of the whole chain. Not causal: every site sees all.
+    """Return the diagonal of ``(H - z)^-1`` of the whole chain, and the resolvent on values.
 
-    ``G_tt = 1 / (h_t - z - left_{t-1} - right_{t+1})``. For encoders only; in a language model it
-    leaks the next token.
+    A scan from each end, ``g, y`` up to the site before and ``g', y'`` from the site after on,
+    meet at every site: ``G_tt = 1 / (h_t - z - g_{t-1} - g'_{t+1})`` and ``u_t = [(H - z)^-1 x]_t
+    = G_tt (x_t - y_{t-1} - y'_{t+1})``. Not causal: every site sees all. For encoders only; in a
+    language model it leaks the next token.
 
     Args:
         h_BNH: (B, N, H), on-site energies.
+        x_BNKH: (B, N, K, H), values; K may be 0.
         energy_H: (H,), real part of ``z``.
         eta_H: (H,), imaginary part of ``z``, above 0.
-        form: as in ``causal_resolvent``.
+        form: as in ``causal_resolvent``; "reference" substitutes back from the last site.
 
     Returns:
-        (B, N, 2, H), real and imaginary part. ``|G| <= 1 / eta``.
+        (B, N, F, H), in the order Re G, Im G, Re u_1..u_K, Im u_1..u_K. ``|G| <= 1 / eta``,
+        ``Im G > 0``, ``||u||_2 <= ||x||_2 / eta``.
 
-    Source: Meurant 1992, SIAM J. Matrix Anal. Appl. 13(3), 707-728.
+    Source: Meurant 1992, SIAM J. Matrix Anal. Appl. 13(3), 707-728; values in docs/math.md.
     """
-    values = h_BNH.new_zeros(*h_BNH.shape[:2], 0, h_BNH.shape[2])
-    left = causal_resolvent(h_BNH, values, energy_H, eta_H, form=form)
-    right = causal_resolvent(h_BNH.flip(1), values, energy_H, eta_H, form=form).flip(1)
-    before = torch.nn.functional.pad(left[:, :-1], (0, 0, 0, 0, 1, 0))
-    after = torch.nn.functional.pad(right[:, 1:], (0, 0, 0, 0, 0, 1))
+    left_BNFH = causal_resolvent(h_BNH, x_BNKH, energy_H, eta_H, form=form)
+    if form == "reference":
+        return _substituted_back(left_BNFH)
+    right_BNFH = causal_resolvent(h_BNH.flip(1), x_BNKH.flip(1), energy_H, eta_H, form=form)
+    before = torch.nn.functional.pad(left_BNFH[:, :-1], (0, 0, 0, 0, 1, 0))
+    after = torch.nn.functional.pad(right_BNFH.flip(1)[:, 1:], (0, 0, 0, 0, 0, 1))
+    g_real, g_imag, y_real, y_imag = _planes(before + after)
     # 1 / (a + ib) = (a - ib) / (a^2 + b^2), where b < 0: no cancellation, no small divisor
-    real = (h_BNH - energy_H) - before[:, :, 0] - after[:, :, 0]
-    imag = -eta_H - before[:, :, 1] - after[:, :, 1]
-    return torch.stack((real, -imag), 2) / (real * real + imag * imag).unsqueeze(2)
+    real = (h_BNH - energy_H).unsqueeze(2) - g_real
+    imag = -eta_H - g_imag
+    size = real * real + imag * imag
+    real, imag = real / size, -imag / size
+    x_real, x_imag = x_BNKH - y_real, -y_imag
+    u_real, u_imag = real * x_real - imag * x_imag, real * x_imag + imag * x_real
+    return torch.cat((real, imag, u_real, u_imag), 2)
+
+
+def _substituted_back(features_BNFH: Tensor) -> Tensor:
+    """The backward sweep of the Thomas algorithm: ``u_t = y_t - g_t u_{t+1}``, and the same for
+    the diagonal, ``G_tt = g_t + g_t^2 G_{t+1,t+1}``."""
+    g_real, g_imag, y_real, y_imag = _planes(features_BNFH)
+    g_BNH = torch.complex(g_real, g_imag)
+    y_BNKH = torch.complex(y_real, y_imag)
+    G_BH, u_BKH = torch.zeros_like(g_BNH[:, 0]), torch.zeros_like(y_BNKH[:, 0])
+    sites = []
+    for g_BH, y_BKH in zip(g_BNH.flip(1).unbind(1), y_BNKH.flip(1).unbind(1), strict=True):
+        G_BH = g_BH + g_BH * g_BH * G_BH
+        u_BKH = y_BKH - g_BH * u_BKH
+        sites.append(torch.cat((G_BH.real, G_BH.imag, u_BKH.real, u_BKH.imag), 1))
+    return torch.stack(sites[::-1], 1)
+
+
+def _planes(features_BNFH: Tensor) -> tuple[Tensor, ...]:
+    """Return Re g, Im g (B, N, 1, H) and Re y, Im y (B, N, K, H)."""
+    K = features_BNFH.shape[2] // 2 - 1
+    return features_BNFH.split((1, 1, K, K), 2)
 
 
 def halo_sites(eta_min: float, dtype: torch.dtype) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bkray.errors import ConfigError
 from bkray.ops import tridiagonal_cpu
-from bkray.ops.tridiagonal import FORMS, causal_resolvent, halo_sites, two_sided_diagonal
+from bkray.ops.tridiagonal import FORMS, causal_resolvent, halo_sites, two_sided_resolvent
 
 FLOAT64_ERROR = 1e-10
 FLOAT32_ERROR = 1e-5
@@ -213,13 +213,46 @@ def test_auto_takes_the_cpu_form_for_tensors_there() -> None:
 
 
 @every_form
-def test_the_two_sided_diagonal_is_that_of_a_dense_inverse(form: str) -> None:
-    h, _, energy, eta, _ = draw(1, 14, 0, 3, 0.02, torch.float64)
-    diagonal = two_sided_diagonal(h, energy, eta, form=form)
-    for head in range(3):
-        inverse = dense_inverse(h[0, :, head], torch.complex(energy, eta)[head])
-        got = torch.complex(diagonal[0, :, 0, head], diagonal[0, :, 1, head])
-        assert (got - inverse.diagonal()).abs().max() <= 1e-10 * inverse.abs().max()
+@pytest.mark.parametrize("shape", [(2, 14, 3, 3, 0.02), (1, 1, 1, 3, 0.02), (1, 9, 0, 3, 0.3)])
+def test_the_two_sided_resolvent_is_a_dense_inverse_on_the_values(form: str, shape: Shape) -> None:
+    h, x, energy, eta, _ = draw(*shape, torch.float64)
+    K = x.shape[2]
+    features = two_sided_resolvent(h, x, energy, eta, form=form)
+    for row in range(len(h)):
+        for head in range(3):
+            inverse = dense_inverse(h[row, :, head], torch.complex(energy, eta)[head])
+            expected_NF = torch.cat(
+                (inverse.diagonal()[:, None], inverse @ x[row, :, :, head].to(inverse.dtype)), 1
+            )
+            of_head = features[row, :, :, head]
+            real = torch.cat((of_head[:, :1], of_head[:, 2 : 2 + K]), 1)
+            imag = torch.cat((of_head[:, 1:2], of_head[:, 2 + K :]), 1)
+            worst = (torch.complex(real, imag) - expected_NF).abs().max()
+            assert worst <= 1e-10 * expected_NF.abs().max().clamp(min=1)
+
+
+@every_form
+def test_the_two_sided_resolvent_stays_within_its_bounds(form: str) -> None:
+    h, x, energy, eta, _ = draw(2, 300, 2, 3, 0.003, torch.float64)
+    features = two_sided_resolvent(h, x, energy, eta, form=form)
+    g_BNH = torch.complex(features[:, :, 0], features[:, :, 1])
+    assert (g_BNH.abs() * eta <= 1 + 1e-12).all()
+    assert (g_BNH.imag > 0).all()
+    norm_BKH = torch.complex(features[:, :, 2:4], features[:, :, 4:]).norm(dim=1)
+    assert (norm_BKH * eta <= x.norm(dim=1) * (1 + 1e-12)).all()
+
+
+def test_two_sided_gradients_are_those_of_the_reference() -> None:
+    h, x, energy, eta, _ = draw(2, 23, 2, 3, 0.02, torch.float64)
+    grads = {}
+    for form in FORMS:
+        leaves = [t.detach().requires_grad_() for t in (h, x, energy, eta)]
+        features = two_sided_resolvent(*leaves, form=form)
+        weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(5))
+        grads[form] = torch.autograd.grad(features, leaves, weights.double())
+    for form in FORMS:
+        for got, expected in zip(grads[form], grads["reference"], strict=True):
+            assert error(got, expected) <= FLOAT64_ERROR
 
 
 @pytest.mark.parametrize("eta", [0.02, 0.3, 2.0])
