@@ -26,7 +26,7 @@ class Sequences:
     name: str
     source: str
     n_frames: int
-    dim: int
+    n_channels: int
     label_N: Whole
     """From 0 to ``n_classes - 1``, each of them there."""
     fingerprint: str

@@ -17,8 +17,8 @@ def power(n_sites: int, exponent: float) -> Array:
     """
     cycles = np.arange(n_sites // 2 + 1, dtype=np.float64)
     power_K: Array = np.maximum(cycles, 1.0) ** -exponent
-    both_sides = np.concatenate([power_K, power_K[1 : (n_sites + 1) // 2]])
-    return power_K / both_sides.mean()
+    power_K /= np.concatenate([power_K, power_K[1 : (n_sites + 1) // 2]]).mean()
+    return power_K
 
 
 def covariance(n_sites: int, exponent: float) -> Array:
