@@ -157,9 +157,10 @@ def _hidden(name: str, n_frames: int, up_to: int) -> Component:
     angle_KL = 2 * np.pi * np.arange(up_to + 1)[:, None] * site_L / n_frames
     looks = [pooling(n_frames, length) for length in range(1, up_to + 1)]
     seen_SL = np.concatenate([*looks, np.cos(angle_KL), np.sin(angle_KL)])
-    left, size, _ = np.linalg.svd(seen_SL.T, full_matrices=False)
-    basis_LS = left[:, size > 1e-9 * size[0]]
+    size_S, among_SS = np.linalg.eigh(seen_SL @ seen_SL.T)
+    kept = size_S > 1e-12 * size_S[-1]  # others are 1e-15, the least that count 1e-9 and more
+    inverse_SS = among_SS[:, kept] / size_S[kept] @ among_SS[:, kept].T
     wave_L = np.cos(2 * np.pi * 1.25 * up_to * (site_L + 0.5) / n_frames)
-    for _ in range(2):  # the second time takes away what rounding left
-        wave_L = wave_L - basis_LS @ (basis_LS.T @ wave_L)
+    for _ in range(3):  # once would do but for rounding
+        wave_L = wave_L - seen_SL.T @ (inverse_SS @ (seen_SL @ wave_L))
     return Component(name, up_to, up_to, wave_L / np.sqrt(np.mean(wave_L**2)))
