@@ -1,7 +1,9 @@
-"""How the C library's allocator treats what torch frees."""
+"""How the C library's allocator treats what torch frees, and how much the machine has free."""
 
 import ctypes
+import os
 import sys
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Options of glibc's ``mallopt``."""
@@ -25,6 +27,26 @@ def give_freed_memory_back() -> None:
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)
+
+
+def available_bytes() -> int:
+    """Return what this process may still take: free memory, within the limit of its container.
+
+    Linux: what the kernel calls available, and at most what the control group's ``memory.max``
+    leaves; elsewhere all physical memory.
+    """
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    line = next(x for x in meminfo.read_text().splitlines() if x.startswith("MemAvailable"))
+    free = int(line.split()[1]) * 2**10
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # no limit to be read
+        return free
+    return free if limit == "max" else min(free, max(int(limit) - used, 0))
 
 
 def _glibc() -> ctypes.CDLL | None:
