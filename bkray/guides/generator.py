@@ -1,15 +1,14 @@
 """The guides' configuration of the sequence generator: their names to those of bkray's config."""
 
 import difflib
-import json
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-import yaml
-
+from bkray.data.augmentation import Augmentation
 from bkray.errors import ConfigError
+from bkray.guides.settings import SECTION
+from bkray.guides.settings import read_settings as read_settings
 from bkray.ops.generator_sizes import GeneratorShape, require_room
 from bkray.ops.memory import available_bytes
 
@@ -30,15 +29,13 @@ NAMES = {
 }
 """Every name of the guides, and the config path or what else it is here."""
 
-SECTION = "feda2v_config"
-"""The names may stand under it, or at the top."""
-
 DEPRECATED = "generator_target_sequence_length"
 TRAINING, OUTPUT = "generator_training_sequence_length", "generator_output_sequence_length"
 DEFAULT_TRAINING_LENGTH = 32
 LOSSY_LENGTH = 4
 """The guides' old default; at it and below, more than half of most signals is lost."""
 
+AUGMENTATIONS = get_args(Augmentation)
 NETWORKS = {"vae": "flat", "bk_vae": "bk"}
 """``generator_type`` to ``generator.network``."""
 
@@ -59,27 +56,6 @@ class Guided(NamedTuple):
     """Config paths to values, as ``bkray train`` takes them."""
     trains: bool
     """False where samples of ``pretrained_generator_path`` are all that is wanted."""
-
-
-def read_settings(path: str | Path) -> dict[str, Any]:
-    """Return the settings of a JSON or YAML file, those under ``feda2v_config`` or at the top.
-
-    Raises:
-        ConfigError: no such file, or no mapping in it.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        said = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is neither JSON nor YAML: {error}") from error
-    if isinstance(said, Mapping) and isinstance(said.get(SECTION), Mapping):
-        said = said[SECTION]
-    if not isinstance(said, Mapping):
-        raise ConfigError(f"{path} must hold names and values, also under {SECTION}")
-    return dict(said)
 
 
 def generator_overrides(
@@ -128,9 +104,8 @@ def generator_overrides(
     if trains:
         n_epochs = _whole(given, "generator_training_epochs", 1)
         overrides["train.steps"] = n_epochs * -(-rows.n_train // batch_size)
-        shape = _shape(overrides, rows)
         room = available_bytes() if memory_bytes is None else memory_bytes
-        require_room(shape, batch_size=batch_size, n_frames=rows.n_frames, available_bytes=room)
+        _require_room(overrides, rows, batch_size, room)
     return Guided(overrides, trains)
 
 
@@ -191,6 +166,11 @@ def _output_length(given: Mapping[str, Any], training: int) -> int:
     length = _whole(given, OUTPUT, training)
     if length < training:
         raise ConfigError(f"{OUTPUT} must be at least {TRAINING}={training}, got {length}")
+    if length == training and _truth(given, "use_learned_upsampling", False):
+        raise ConfigError(
+            f"use_learned_upsampling does nothing with {OUTPUT}={length}, which is the training "
+            "length: give a longer one, or leave it out"
+        )
     return length
 
 
@@ -208,6 +188,11 @@ def _switches(given: Mapping[str, Any]) -> dict[str, Any]:
     augmentation = given.get("generator_augmentation", False)
     if isinstance(augmentation, bool):
         augmentation = "all" if augmentation else "off"
+    if augmentation not in AUGMENTATIONS:
+        raise ConfigError(
+            "generator_augmentation must be true, false or one of "
+            f"{', '.join(AUGMENTATIONS)}, got {augmentation!r}"
+        )
     return {
         "generator.network": NETWORKS[network],
         "generator.conditioned": conditioned,
@@ -231,16 +216,23 @@ def _numbers(given: Mapping[str, Any]) -> dict[str, Any]:
     return numbers
 
 
-def _shape(overrides: Mapping[str, Any], rows: Rows) -> GeneratorShape:
-    return GeneratorShape(
+def _require_room(
+    overrides: Mapping[str, Any], rows: Rows, batch_size: int, room_bytes: int
+) -> None:
+    length = overrides["generator.training_sequence_length"]
+    shape = GeneratorShape(
         input_dim=rows.n_channels,
         hidden_dim=overrides.get("generator.hidden_dim", 1024),
         latent_dim=overrides.get("generator.latent_dim", 256),
-        training_sequence_length=overrides["generator.training_sequence_length"],
+        training_sequence_length=length,
         learned_upsampling=overrides["generator.upsampling"] == "learned",
         n_classes=rows.n_classes if overrides["generator.conditioned"] else None,
         mixer=overrides["generator.network"],
     )
+    # Rows are pooled once and for all where no step needs them whole.
+    whole = shape.learned_upsampling or overrides["generator.augmentation"] != "off"
+    n_frames = rows.n_frames if whole else length
+    require_room(shape, batch_size=batch_size, n_frames=n_frames, available_bytes=room_bytes)
 
 
 def _whole(given: Mapping[str, Any], name: str, default: int) -> int:

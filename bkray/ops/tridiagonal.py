@@ -133,7 +133,8 @@ def _substituted_back(features_BNFH: Tensor) -> Tensor:
 def _planes(features_BNFH: Tensor) -> tuple[Tensor, ...]:
     """Return Re g, Im g (B, N, 1, H) and Re y, Im y (B, N, K, H)."""
     K = features_BNFH.shape[2] // 2 - 1
-    return features_BNFH.split((1, 1, K, K), 2)
+    planes: tuple[Tensor, ...] = torch.split(features_BNFH, [1, 1, K, K], dim=2)
+    return planes
 
 
 def halo_sites(eta_min: float, dtype: torch.dtype) -> int:
