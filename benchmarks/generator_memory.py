@@ -2,8 +2,8 @@
 
     python -m benchmarks.generator_memory
 
-Every line is a process of its own: peak resident memory of three training steps, or of one batch
-of samples, above what the process held before, in MiB, with freed memory given back at once.
+Every set-up is a process of its own: peak resident memory of one batch of samples, and of three
+training steps, above what the process held before, in MiB, with freed memory given back at once.
 """
 
 import json
@@ -66,12 +66,11 @@ SETUPS = [
 def main() -> None:
     """Print one line per set-up and phase; with arguments, measure in this process."""
     if len(sys.argv) > 1:
-        print(measured(Setup(*json.loads(sys.argv[1])), sys.argv[2]))
+        print(json.dumps(measured(Setup(*json.loads(sys.argv[1])))))
         return
     print(f"{'parameters':>12} {'phase':10} {'estimate':>9} {'measured':>9} {'ratio':>6}  set-up")
     for setup in SETUPS:
-        for phase in ("training", "generation"):
-            taken = in_a_process(setup, phase)
+        for phase, taken in in_a_process(setup).items():
             expected = estimated(setup, phase)
             said = ", ".join(f"{name}={value}" for name, value in setup.shape.items())
             print(
@@ -91,23 +90,27 @@ def estimated(setup: Setup, phase: str) -> float:
     return memory.total / MIB
 
 
-def in_a_process(setup: Setup, phase: str) -> float:
-    """Return what a fresh process measured, in MiB."""
-    words = [sys.executable, "-m", "benchmarks.generator_memory", json.dumps(setup), phase]
+def in_a_process(setup: Setup) -> dict[str, float]:
+    """Return what a fresh process measured of each phase, in MiB."""
+    words = [sys.executable, "-m", "benchmarks.generator_memory", json.dumps(setup)]
     ended = subprocess.run(words, capture_output=True, text=True, check=True)
-    return float(ended.stdout)
+    taken: dict[str, float] = json.loads(ended.stdout)
+    return taken
 
 
-def measured(setup: Setup, phase: str) -> float:
-    """Return the peak of this process above what it holds before, in MiB."""
+def measured(setup: Setup) -> dict[str, float]:
+    """Return the peak of each phase above what this process holds before, in MiB."""
     torch.set_num_threads(1)
     tiny = {**setup.shape, "input_dim": 8, "hidden_dim": 16, "latent_dim": 4}
     run(tiny, 2, setup.n_frames, "training")  # what is loaded at first use is no memory of a model
+    taken = {}
     with freed_memory_given_back():
-        forget_peak_memory(CPU)
-        before = peak_memory_mib(CPU)
-        run(setup.shape, setup.n_rows, setup.n_frames, phase)
-        return peak_memory_mib(CPU) - before
+        for phase in ("generation", "training"):
+            forget_peak_memory(CPU)
+            before = peak_memory_mib(CPU)
+            run(setup.shape, setup.n_rows, setup.n_frames, phase)
+            taken[phase] = peak_memory_mib(CPU) - before
+    return taken
 
 
 def run(shape: dict[str, Any], n_rows: int, n_frames: int, phase: str) -> None:

@@ -178,7 +178,7 @@ def test_the_weight_of_the_divergence_warms_up() -> None:
 def test_learned_shapes_come_closer_to_the_bound_than_interpolation() -> None:
     n_fine, n_coarse, exponent = 96, 8, 2.0
     root = torch.linalg.cholesky(torch.from_numpy(covariance(n_fine, exponent)))
-    white = torch.randn(2000, n_fine, generator=torch.Generator().manual_seed(0)).double()
+    white = torch.randn(500, n_fine, generator=torch.Generator().manual_seed(0)).double()
     x_BL1 = (white @ root.T)[..., None]
     short_BT1 = pooled(x_BL1, n_coarse)
     upsampler = LearnedUpsampler(1).double()
@@ -188,7 +188,7 @@ def test_learned_shapes_come_closer_to_the_bound_than_interpolation() -> None:
         return 1 - (full_BL1 - x_BL1).square().sum() / x_BL1.square().sum()
 
     before = share().item()
-    optimizer = torch.optim.LBFGS(upsampler.parameters(), max_iter=40)
+    optimizer = torch.optim.LBFGS(upsampler.parameters(), max_iter=25)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -198,8 +198,8 @@ def test_learned_shapes_come_closer_to_the_bound_than_interpolation() -> None:
 
     optimizer.step(closure)
     bound = recoverable(covariance(n_fine, exponent), n_coarse)
-    assert abs(before - interpolated_share(covariance(n_fine, exponent), n_coarse)) < 0.01
-    assert before + 0.5 * (bound - before) < share().item() < bound + 0.01
+    assert abs(before - interpolated_share(covariance(n_fine, exponent), n_coarse)) < 0.02
+    assert before + 0.5 * (bound - before) < share().item() < bound + 0.02
 
 
 @pytest.mark.parametrize(

@@ -33,15 +33,15 @@ def test_simulated_rows_have_that_covariance(exponent: float) -> None:
 def test_no_linear_decoder_beats_the_bound_and_the_best_one_attains_it(exponent: float) -> None:
     generator = np.random.default_rng(0)
     between = covariance(L, exponent)
-    rows = generator.standard_normal((20000, L)) @ np.linalg.cholesky(between).T
+    rows = generator.standard_normal((6000, L)) @ np.linalg.cholesky(between).T
     for n_pooled in (1, 4, 7, 16):
         pooled = rows @ pooling(L, n_pooled).T
         decoder, *_ = np.linalg.lstsq(pooled, rows)
         fitted = 1 - np.sum((rows - pooled @ decoder) ** 2) / np.sum(rows**2)
-        assert abs(fitted - recoverable(between, n_pooled)) < 0.01
+        assert abs(fitted - recoverable(between, n_pooled)) < 0.02
         linear = rows - pooled @ interpolation(n_pooled, L).T
         assert (
-            abs(1 - np.sum(linear**2) / np.sum(rows**2) - interpolated(between, n_pooled)) < 0.01
+            abs(1 - np.sum(linear**2) / np.sum(rows**2) - interpolated(between, n_pooled)) < 0.02
         )
 
 
