@@ -51,7 +51,7 @@ class FlatDecoder(nn.Module):
         if condition_BH is not None:
             hidden_BH = hidden_BH + condition_BH
         out_BS: Tensor = self.out(gelu(hidden_BH))
-        return out_BS.unflatten(1, (self.n_sites, self.input_dim))
+        return out_BS.view(-1, self.n_sites, self.input_dim)
 
 
 class BKEncoder(nn.Module):
