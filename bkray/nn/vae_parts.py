@@ -116,7 +116,8 @@ class LearnedUpsampler(nn.Module):
         reach = KERNEL // 2
         around_BDT = pad(x_BTD.mT, (reach, reach), mode="replicate")
         c_BDKT = self.filters(around_BDT).unflatten(1, (-1, N_SHAPES))
-        place_L = (torch.arange(n_fine, device=x_BTD.device) + 0.5) * (n_coarse / n_fine)
+        fine_L = torch.arange(n_fine, device=x_BTD.device, dtype=torch.float64)
+        place_L = (fine_L + 0.5) * n_coarse / n_fine
         coarse_L = place_L.long().clamp(max=n_coarse - 1)
         k_K = torch.arange(N_SHAPES, device=x_BTD.device)
         shape_LK = torch.cos(math.pi * k_K * (place_L - coarse_L)[:, None]).to(x_BTD.dtype)

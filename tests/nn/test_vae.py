@@ -202,6 +202,23 @@ def test_learned_shapes_come_closer_to_the_bound_than_interpolation() -> None:
     assert before + 0.5 * (bound - before) < share().item() < bound + 0.02
 
 
+def test_the_learned_shapes_are_the_sum_that_is_written_down() -> None:
+    n_fine, n_coarse, width = 17, 5, 2
+    upsampler = LearnedUpsampler(width).double()
+    torch.nn.init.normal_(upsampler.filters.weight)
+    x = torch.randn(1, n_coarse, width).double()
+    added = upsampler(x, n_fine)
+    weight = upsampler.filters.weight.view(width, 8, 5)  # channel, shape, neighbour
+    for t in range(n_fine):
+        place = (t + 0.5) * n_coarse / n_fine
+        i = int(place)
+        near = [min(max(i + j, 0), n_coarse - 1) for j in (-2, -1, 0, 1, 2)]
+        shape = torch.cos(torch.pi * torch.arange(8) * (place - i)).double()
+        for channel in range(width):
+            expected = shape @ weight[channel] @ x[0, near, channel]
+            assert torch.isclose(added[0, t, channel], expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("knobs", "said"),
     [

@@ -43,7 +43,7 @@ def test_the_parameters_are_counted_exactly(
 @pytest.mark.parametrize(
     "setup",
     [
-        Setup({"training_sequence_length": 32}, 8, 600),
+        Setup({"training_sequence_length": 16, "hidden_dim": 256}, 40, 900),
         Setup(
             {"training_sequence_length": 24, "hidden_dim": 320, "learned_upsampling": True},
             20,
