@@ -119,7 +119,7 @@ class LearnedUpsampler(nn.Module):
         fine_L = torch.arange(n_fine, device=x_BTD.device, dtype=torch.float64)
         place_L = (fine_L + 0.5) * n_coarse / n_fine
         coarse_L = place_L.long().clamp(max=n_coarse - 1)
-        k_K = torch.arange(N_SHAPES, device=x_BTD.device)
+        k_K = torch.arange(N_SHAPES, device=x_BTD.device, dtype=torch.float64)
         shape_LK = torch.cos(math.pi * k_K * (place_L - coarse_L)[:, None]).to(x_BTD.dtype)
         spread_LKT = shape_LK.new_zeros(n_fine, N_SHAPES, n_coarse)
         spread_LKT[torch.arange(n_fine, device=x_BTD.device), :, coarse_L] = shape_LK

@@ -213,7 +213,7 @@ def test_the_learned_shapes_are_the_sum_that_is_written_down() -> None:
         place = (t + 0.5) * n_coarse / n_fine
         i = int(place)
         near = [min(max(i + j, 0), n_coarse - 1) for j in (-2, -1, 0, 1, 2)]
-        shape = torch.cos(torch.pi * torch.arange(8) * (place - i)).double()
+        shape = torch.cos(torch.pi * torch.arange(8).double() * (place - i))
         for channel in range(width):
             expected = shape @ weight[channel] @ x[0, near, channel]
             assert torch.isclose(added[0, t, channel], expected, rtol=1e-9)
