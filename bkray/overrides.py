@@ -54,7 +54,7 @@ def build(overrides: Overrides) -> TrialConfig:
 
 def flatten(config: TrialConfig) -> dict[str, Any]:
     """Return path to value for every knob that acts; ``build`` of it gives the config back."""
-    return dict(_leaves(config.model_dump(exclude_none=True), ""))
+    return dict(_leaves(config.acting(), ""))
 
 
 def trial_id(config: TrialConfig, data_hash: str, version: str) -> str:

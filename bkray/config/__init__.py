@@ -5,7 +5,8 @@ A config is built from *overrides*, a flat mapping from config paths to values
 ``None``, and setting it is an error, so two equal configs always mean the same trial.
 """
 
-from bkray.config.data import RECALL_DISTANCE, DataConfig
+from bkray.config.data import RECALL_DISTANCE, SPECTRA, DataConfig
+from bkray.config.generator import GeneratorConfig
 from bkray.config.ladder import LadderConfig
 from bkray.config.mismatch import STRATEGIES, MismatchConfig
 from bkray.config.model import MixerName, ModelConfig
@@ -14,8 +15,10 @@ from bkray.config.trial import TrialConfig
 
 __all__ = (
     "RECALL_DISTANCE",
+    "SPECTRA",
     "STRATEGIES",
     "DataConfig",
+    "GeneratorConfig",
     "LadderConfig",
     "MismatchConfig",
     "MixerName",

@@ -1,4 +1,4 @@
-"""Which text, and how it becomes tokens."""
+"""Which text, and how it becomes tokens; or which embeddings."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, Self
@@ -10,9 +10,21 @@ from bkray.config.section import Section
 RECALL_DISTANCE = 1024
 """``data.recall_distance`` unless told otherwise."""
 
+SPECTRA = "spectra"
+"""``data.embeddings`` that are made and not read."""
+
+_MADE: dict[str, Any] = {
+    "spectrum": 2.0,
+    "n_frames": 1214,
+    "n_channels": 768,
+    "n_classes": 4,
+    "n_per_class": 128,
+}
+"""Knobs of the made embeddings, and their defaults."""
+
 
 class DataConfig(Section):
-    """Which text, and how it becomes tokens."""
+    """Which text, and how it becomes tokens; a generator trains on ``embeddings`` instead."""
 
     corpus: str = "stdlib"
     """``stdlib`` (Python's own library), ``documents`` (its longest packages, kept whole),
@@ -27,11 +39,32 @@ class DataConfig(Section):
     """Longest distance of ``corpus=recall`` in bytes, a power of two; half of it, a quarter and so
     on are asked for too."""
 
+    embeddings: str | None = None
+    """What a generator trains on: ``spectra`` (made sequences, whose classes differ at several
+    time scales), or the path of a ``.npy`` or Parquet file."""
+    spectrum: float | None = Field(None, ge=0, le=4)
+    """Power of the made sequences falls with frequency ``f`` as ``1 / f**spectrum``."""
+    n_frames: int | None = Field(None, ge=8)
+    """Length of the made sequences."""
+    n_channels: int | None = Field(None, ge=1)
+    n_classes: int | None = Field(None, ge=2)
+    n_per_class: int | None = Field(None, ge=8)
+    """Made sequences of each class; some of them are held out."""
+
     @model_validator(mode="before")
     @classmethod
     def _resolve(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
+        source = given.get("embeddings")
+        made = [name for name in _MADE if given.get(name) is not None]
+        if made and source != SPECTRA:
+            raise ValueError(
+                f"data.{made[0]} does nothing with data.embeddings={source}: "
+                f"set data.embeddings={SPECTRA}"
+            )
+        if source == SPECTRA:
+            return {**given, **{k: v for k, v in _MADE.items() if k not in made}}
         words = given.get("tokenizer") == "words"
         if given.get("vocab_size") is not None and not words:
             raise ValueError("data.vocab_size does nothing with data.tokenizer=bytes: it is 256")

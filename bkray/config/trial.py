@@ -7,13 +7,27 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from bkray.config.data import DataConfig
+from bkray.config.data import SPECTRA, DataConfig
+from bkray.config.generator import GeneratorConfig
 from bkray.config.ladder import LadderConfig
 from bkray.config.mismatch import MismatchConfig, check_mismatch, resolved
 from bkray.config.model import ModelConfig
 from bkray.config.section import Section
 from bkray.config.training import OptimizerConfig, TrainConfig
 from bkray.knobs import why_not_in_chunks
+
+OF_TEXT: dict[str, Any] = {
+    "model": True,
+    "ladder": True,
+    "mismatch": True,
+    "data": {"corpus", "tokenizer", "vocab_size", "max_bytes", "recall_distance"},
+    "train": {
+        *("chunk", "eval_windows", "eval_stretch", "monitor", "precision_upgrade"),
+        *("speed_reference_layers", "speed_reference_experts", "speed_rows"),
+        *("speed_reference_mixer", "speed_lengths"),
+    },
+}
+"""Sections and knobs of language models, which do nothing where a generator is trained."""
 
 SHORTEST_TIMED = 64
 """Tokens; shorter passes are a matter of overheads."""
@@ -28,6 +42,8 @@ class TrialConfig(Section):
     train: TrainConfig = Field(default_factory=lambda: TrainConfig())
     ladder: LadderConfig = Field(default_factory=lambda: LadderConfig())
     mismatch: MismatchConfig = Field(default_factory=lambda: MismatchConfig())
+    generator: GeneratorConfig = Field(default_factory=lambda: GeneratorConfig())
+    """A sequence generator to be trained in place of ``model``."""
     seed: int = Field(0, ge=0, lt=2**63)
     threads: int = Field(1, ge=1)
     """CPU threads of one trial: torch, numba and OpenMP alike."""
@@ -38,7 +54,9 @@ class TrialConfig(Section):
     @classmethod
     def _resolve(cls, given: Any) -> Any:
         """The longest length of a ladder is the model's, unless that is given; which strategies
-        act depends on it."""
+        act depends on it. A generator has other data and no model."""
+        if isinstance(given, Mapping) and _given(given.get("generator")):
+            return _with_embeddings(given)
         model = given.get("model", {}) if isinstance(given, Mapping) else None
         if not isinstance(model, Mapping):
             return given
@@ -50,6 +68,11 @@ class TrialConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.data.embeddings is not None and not self.generator.acts:
+            raise ValueError(
+                f"data.embeddings={self.data.embeddings} does nothing without a generator: give "
+                "generator.training_sequence_length=32, or leave it out"
+            )
         _check_lengths(self.ladder.rungs, self.model.n_seq, self.train)
         check_mismatch(self.mismatch, self.model)
         if self.train.monitor != "off" and self.model.mixer != "bk":
@@ -68,6 +91,42 @@ class TrialConfig(Section):
             if refusal is not None:
                 raise ValueError(f"train.chunk={self.train.chunk} {refusal}")
         return self
+
+    @property
+    def n_seq(self) -> int:
+        """Positions of a row of a batch: tokens of text, or frames that a generator trains at."""
+        return self.generator.training_sequence_length or self.model.n_seq
+
+    def acting(self) -> dict[str, Any]:
+        """Return the sections with the knobs that act."""
+        idle = OF_TEXT if self.generator.acts else None
+        return self.model_dump(exclude_none=True, exclude=idle)
+
+
+def _given(section: Any) -> bool:
+    return isinstance(section, Mapping) and any(v is not None for v in section.values())
+
+
+def _with_embeddings(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what is given of a generator's trial, with the data it has unless told otherwise.
+
+    Raises:
+        ValueError: a knob of language models is among it.
+    """
+    for section, idle in OF_TEXT.items():
+        asked = given.get(section)
+        if not isinstance(asked, Mapping):
+            continue
+        for name, value in asked.items():
+            if value is not None and (idle is True or name in idle):
+                raise ValueError(
+                    f"{section}.{name}={value} does nothing in a generator's trial, which has no "
+                    "language model and no text: leave it out, or all of generator.*"
+                )
+    data = given.get("data", {})
+    if isinstance(data, Mapping) and data.get("embeddings") is None:
+        return {**given, "data": {**data, "embeddings": SPECTRA}}
+    return given
 
 
 def _check_speeds(model: ModelConfig, train: TrainConfig) -> None:
