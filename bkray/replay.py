@@ -8,7 +8,6 @@ import torch
 
 from bkray import overrides
 from bkray.config import TrialConfig
-from bkray.data.shards import prepare
 from bkray.errors import DataError, ResumeError
 from bkray.ops.memory import keep_freed_memory
 from bkray.train import checkpoint
@@ -22,7 +21,7 @@ from bkray.train.findings import (
     read_record,
 )
 from bkray.train.turns import taking_turns
-from bkray.trial import compose, use_threads
+from bkray.trial import compose, prepared, use_threads
 
 _ALIKE_NATS = 0.1
 """Losses that part by more are not those of the same run: where nothing is infinite, they are all
@@ -64,14 +63,15 @@ def replay(folder: Path) -> Replayed:
     config, remarks = _on_cpu(overrides.build(flat))
     use_threads(config.threads)
     keep_freed_memory()
-    shards = prepare(config.data, config.model.n_seq)
-    if shards.fingerprint != data_hash:
+    data = prepared(config)
+    if data.fingerprint != data_hash:
+        source = config.data.embeddings or f"corpus {config.data.corpus}"
+        what = "what" if config.generator.acts else "the text that"
         raise DataError(
-            f"corpus {config.data.corpus} is not the text that {folder} was trained on: "
-            "put the old one back to replay it"
+            f"{source} is not {what} {folder} was trained on: put the old one back to replay it"
         )
     rng: list[RngState] = snapshot["rng"]
-    run = compose(config, shards, None, split=record.split * len(rng))
+    run = compose(config, data, None, split=record.split * len(rng))
     if flat["train.precision"] == "bf16":
         run.autocast = torch.autocast("cpu", torch.bfloat16)
     if any(state["cuda"] is not None for state in rng):

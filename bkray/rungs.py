@@ -52,7 +52,7 @@ def reach(tried: Iterable[tuple[int, str]]) -> Reach:
 
 def rungs(config: TrialConfig) -> tuple[Rung, ...]:
     """Return the rungs of a trial in their order; each gets an equal share of the steps."""
-    lengths, steps = config.ladder.rungs or (config.model.n_seq,), config.train.steps
+    lengths, steps = config.ladder.rungs or (config.n_seq,), config.train.steps
     return tuple(
         Rung(
             n_seq,
@@ -76,7 +76,7 @@ def rows_at(config: TrialConfig, n_seq: int) -> tuple[int, int]:
     lengths hold at most: ``train.batch_size / train.accumulation`` rows, or chunks of them. Steps
     are of equally many tokens where whole rows can be, else of as many as can be within 1%.
     """
-    plan, longest = config.train, config.model.n_seq
+    plan, longest = config.train, config.n_seq
     wanted = plan.batch_size * (1 if config.ladder.batch == "rows" else longest / n_seq)
     fewest = plan.batch_size // plan.accumulation  # what a team of processes can share
     most = fewest * min(longest, plan.chunk or longest) // min(n_seq, plan.chunk or n_seq)

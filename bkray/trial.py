@@ -10,28 +10,28 @@ import torch
 
 from bkray import __version__, overrides
 from bkray.config import TrialConfig
-from bkray.data.of_trial import batches, validation, windows
+from bkray.data.of_trial import windows
+from bkray.data.sequences import Sequences
 from bkray.data.shards import Shards, prepare
 from bkray.errors import ConfigError, ResumeError
-from bkray.events import Event, Measured, TrialEnded, TrialStarted, Warned
-from bkray.nn.build import build
-from bkray.nn.routers import calibrated
+from bkray.events import Event, TrialEnded, TrialStarted, Warned
 from bkray.ops.memory import keep_freed_memory
 from bkray.rungs import rows_at, rungs
 from bkray.train import attempts, checkpoint, measure
 from bkray.train.checkpoint import Progress
 from bkray.train.evaluate import Evaluation, evaluate
+from bkray.train.generate import GeneratorTask
+from bkray.train.language import LanguageTask
 from bkray.train.loop import train
-from bkray.train.mismatch import cells
 from bkray.train.optim import adamw
-from bkray.train.run import Run, Stop, peak_memory_mib
+from bkray.train.run import Run, Stop, Task, peak_memory_mib
 from bkray.train.spectrum import scan_in_float64
-from bkray.train.summary import measure_speed, summary
+from bkray.train.summary import summary
 from bkray.train.team import ALONE, Team, check_shares
 from bkray.train.watch import Blocks
 
-CALIBRATION_TOKENS = 4096
-"""Training tokens whose phases set the bins of a scattering router."""
+Data = Shards | Sequences
+"""What a language model trains on, and what a generator does."""
 
 
 def never() -> None:
@@ -40,8 +40,19 @@ def never() -> None:
 
 def identify(config: TrialConfig) -> tuple[str, str]:
     """Return the trial's id and the fingerprint of its data, which is prepared if need be."""
-    shards = prepare(config.data, config.model.n_seq)
-    return overrides.trial_id(config, shards.fingerprint, __version__), shards.fingerprint
+    fingerprint = prepared(config).fingerprint
+    return overrides.trial_id(config, fingerprint, __version__), fingerprint
+
+
+def prepared(config: TrialConfig) -> Data:
+    """Return the data of a trial: tokens of its corpus, or its embeddings.
+
+    Raises:
+        DataError: there is no such text or file, or too little of it.
+    """
+    if config.generator.acts:
+        return sequences(config.data)
+    return prepare(config.data, config.model.n_seq)
 
 
 def run(
@@ -67,9 +78,9 @@ def run(
     """
     use_threads(config.threads)
     keep_freed_memory()
-    shards = prepare(config.data, config.model.n_seq)
+    data = prepared(config)
     attempt = team.gather(attempts.begin(folder) if team.leads else attempts.Attempt())[0]
-    trial = compose(config, shards, folder, team, split=attempt.split)
+    trial = compose(config, data, folder, team, split=attempt.split)
     yield TrialStarted(
         trial_id=trial.trial_id,
         sweep=sweep,
@@ -79,7 +90,7 @@ def run(
         config=overrides.flatten(config),
         n_params=sum(p.numel() for p in trial.model.parameters()),
         causal=bool(getattr(trial.model, "causal", False)),
-        data_hash=shards.fingerprint,
+        data_hash=data.fingerprint,
         step=trial.progress.step,
         split=attempt.split,
     )
@@ -92,9 +103,7 @@ def run(
     peak_mib = peak_memory_mib(trial)  # before the measurement adds its own
     measured: dict[str, float] = {}
     if ending.outcome == "ok" and team.leads:
-        yield from cells(trial, shards)
-        measured = measure_speed(trial, shards.vocab_size)
-        yield Measured(step=trial.progress.step, metrics=measured)
+        measured = yield from trial.task.finish(trial)
     yield TrialEnded(
         step=trial.progress.step,
         outcome=ending.outcome,
@@ -111,22 +120,24 @@ def use_threads(n_threads: int) -> None:
 
 def warm_up(trial: Run) -> None:
     """Compile what the model needs, so that no clock counts it; draws no random number."""
-    (inputs_WN, _), rung = trial.validation, trial.rung
+    rung = trial.rung
     n_sites = min(rung.n_seq, trial.config.train.chunk or rung.n_seq)
     n_rows = rung.rows // (trial.split * trial.team.size)
-    tokens_BN = inputs_WN[:1, :n_sites].expand(n_rows, -1).to(trial.device)
+    inputs, targets = (
+        side[:1].expand(n_rows, *side.shape[1:]).to(trial.device) for side in trial.validation
+    )
     trial.model.eval()
     with trial.autocast:
-        logits_BNV = trial.model(tokens_BN).logits_BNV
+        said = trial.task.say(trial.model, (inputs[:, :n_sites], targets))
     # Gradients are dropped, not accumulated: a team's model would take them for those of a step.
     learned = [p for p in trial.model.parameters() if p.requires_grad]
-    torch.autograd.grad(logits_BNV.float().mean(), learned, allow_unused=True)
+    torch.autograd.grad(said.float().mean(), learned, allow_unused=True)
     trial.model.train()
 
 
 def compose(
     config: TrialConfig,
-    shards: Shards,
+    data: Data,
     folder: Path | None,
     team: Team = ALONE,
     *,
@@ -139,24 +150,27 @@ def compose(
     """
     check_shares(config.train, team.size * split)
     device, autocast = _device(config), _autocast(config)
+    task: Task
+    if isinstance(data, Sequences):
+        task = GeneratorTask(config, data)
+    else:
+        task = LanguageTask(config, data)
     torch.manual_seed(config.seed)
-    model = build(config, shards.vocab_size)
+    model = task.model()
     model.to(device, torch.float64 if config.train.precision == "float64" else None)
     optimizer = adamw(model, config.optimizer, config.model.halt_lr_factor or 1.0)
     trial = Run(
         config=config,
-        trial_id=overrides.trial_id(config, shards.fingerprint, __version__),
+        trial_id=overrides.trial_id(config, data.fingerprint, __version__),
         team=team,
         model=model,
         trained=model,
         blocks=Blocks(model),
         optimizer=optimizer,
-        batches=batches(config, shards),
+        task=task,
+        batches=task.batches(),
         rungs=rungs(config),
-        validation=validation(config, shards),
-        kinds=shards.kinds,
-        vocabulary=shards.vocabulary,
-        unigram_nats=shards.unigram_entropy_nats,
+        validation=task.validation(),
         device=device,
         autocast=autocast,
         folder=folder,
@@ -175,8 +189,8 @@ def compose(
             trial.progress, trial.load_LE = checkpoint.restore(saved, model, optimizer, team.rank)
             trial.batches.restore(saved["batches"])
             scan_in_float64(model, trial.progress.precise_mixers)
-    if trial.progress.step == 0 and config.model.router == "scattering":
-        _set_bins(trial, shards)
+    if trial.progress.step == 0:
+        task.begin(trial)
     plainly_dense = config.model.build is None and config.model.depth == "dense"
     trial.trained = team.synchronised(model, may_skip=not plainly_dense)
     return trial
@@ -188,11 +202,17 @@ def open_checkpoint(folder: Path) -> tuple[Run, Shards]:
     Raises:
         ResumeError: the folder holds no trial or no checkpoint.
         DataError: the corpus is gone.
+        ConfigError: it is a generator, of which no text can be asked.
     """
     description = folder / "config.json"
     if not description.exists():
         raise ResumeError(f"{folder} holds no trial: config.json is missing")
     config = overrides.build(json.loads(description.read_text())["config"])
+    if config.generator.acts:
+        raise ConfigError(
+            f"{folder} holds a sequence generator, which reads no text: give the folder of a "
+            "language model"
+        )
     use_threads(config.threads)
     shards = prepare(config.data, config.model.n_seq)
     trial = compose(config, shards, folder)
@@ -219,20 +239,10 @@ def evaluate_checkpoint(folder: Path, split: str) -> tuple[int, Evaluation]:
         *windows(shards, split, n_seq, max(1, (len(shards.tokens(split)) - 1) // n_seq)),
         batch_size=rows_at(config, n_seq)[1],
         autocast=trial.autocast,
-        kinds=trial.kinds,
+        kinds=trial.task.kinds,
         chunk=config.train.chunk,
     )
     return trial.progress.step, score
-
-
-def _set_bins(trial: Run, shards: Shards) -> None:
-    """Let scattering routers share training tokens evenly; the same ones in every process."""
-    n_seq = min(trial.config.model.n_seq, CALIBRATION_TOKENS)
-    inputs_WN, _ = windows(shards, "train", n_seq, CALIBRATION_TOKENS // n_seq)
-    trial.model.eval()
-    with torch.no_grad(), trial.autocast, calibrated(trial.model):
-        trial.model(inputs_WN.to(trial.device))
-    trial.model.train()
 
 
 def _device(config: TrialConfig) -> torch.device:

@@ -280,4 +280,4 @@ class _Live:
 
     @property
     def tokens_per_step(self) -> int:
-        return self.config.train.batch_size * self.config.model.n_seq
+        return self.config.train.batch_size * self.config.n_seq

@@ -177,7 +177,7 @@ def base_config(search: Search) -> TrialConfig:
 
 def _rule(name: str, config: TrialConfig, seed: int) -> Pruner | None:
     """Return the pruning rule for trials like ``config``: none before the first evaluation."""
-    per_step = config.train.batch_size * config.model.n_seq
+    per_step = config.train.batch_size * config.n_seq
     return pruner(
         name,
         grace_tokens=min(config.train.eval_every, config.train.steps) * per_step,

@@ -17,7 +17,7 @@ _MADE: dict[str, Any] = {
     "spectrum": 2.0,
     "n_frames": 1214,
     "n_channels": 768,
-    "n_classes": 4,
+    "n_classes": 8,
     "n_per_class": 128,
 }
 """Knobs of the made embeddings, and their defaults."""
@@ -44,10 +44,11 @@ class DataConfig(Section):
     time scales), or the path of a ``.npy`` or Parquet file."""
     spectrum: float | None = Field(None, ge=0, le=4)
     """Power of the made sequences falls with frequency ``f`` as ``1 / f**spectrum``."""
-    n_frames: int | None = Field(None, ge=8)
+    n_frames: int | None = Field(None, ge=32)
     """Length of the made sequences."""
     n_channels: int | None = Field(None, ge=1)
-    n_classes: int | None = Field(None, ge=2)
+    n_classes: Literal[2, 4, 8] | None = None
+    """Of the made sequences; each doubling is a time scale more at which they differ."""
     n_per_class: int | None = Field(None, ge=8)
     """Made sequences of each class; some of them are held out."""
 

@@ -9,6 +9,7 @@ from bkray.config.section import Section
 
 LATENT_DIM, HIDDEN_DIM = 256, 1024
 SYNTHETIC_PER_CLASS = 64
+KL_WEIGHT = 0.1
 
 
 class GeneratorConfig(Section):
@@ -34,7 +35,8 @@ class GeneratorConfig(Section):
     augmentation: Literal["off", "masking", "noise", "mixup", "all"] | None = None
     """What training sequences suffer: frames set to zero, noise, or another sequence mixed in."""
     kl_weight: float | None = Field(None, ge=0)
-    """Weight of the divergence from the prior in the loss, once warm-up is over."""
+    """Weight of the divergence from the prior in the loss, once warm-up is over: the share of a
+    value's variance that is taken for noise."""
     kl_warmup_steps: int | None = Field(None, ge=0)
     """Steps over which that weight grows from zero, in proportion."""
     synthetic_per_class: int | None = Field(None, ge=2)
@@ -63,9 +65,9 @@ class GeneratorConfig(Section):
             "network": "flat",
             "conditioned": True,
             "augmentation": "off",
-            "kl_weight": 1.0,
+            "kl_weight": KL_WEIGHT,
         }
-        weight = chosen.get("kl_weight", 1.0)
+        weight = chosen.get("kl_weight", KL_WEIGHT)
         if weight == 0 and "kl_warmup_steps" in chosen:
             raise ValueError(
                 "generator.kl_warmup_steps does nothing with generator.kl_weight=0: raise the "

@@ -7,7 +7,7 @@ allowance, and never falls below 0, so that evidence of long ago does not weigh.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SPIKE_RATIO = 2.0
 """A loss more than twice the one before is a spike, as the family's guides count them."""
@@ -75,6 +75,8 @@ class Health:
     """Level at the unigram entropy that has not been left or much improved on since."""
     stuck_steps: int = 0
     """Steps since the level was set."""
+    collapsed_steps: int = 0
+    """Steps in which the latents of a generator said nothing, up to the last one."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "losses", tuple(self.losses))
@@ -125,7 +127,15 @@ def after(health: Health, loss: float, unigram_nats: float | None) -> Health:
         drift_steps=health.drift_steps + 1 if drift else 0,
         stuck_level_nats=stuck_level,
         stuck_steps=stuck_steps,
+        collapsed_steps=health.collapsed_steps,
     )
+
+
+def forgetful(health: Health, *, settled: bool) -> Health:
+    """Return the memory after a step of a loss that is still growing a term: it holds no level
+    that a later loss could be measured against, and once ``settled`` no losses either."""
+    losses = () if settled else health.losses
+    return replace(health, losses=losses, best_level_nats=None, drift=0.0, drift_steps=0)
 
 
 def is_doubled(loss: float, before: float) -> bool:

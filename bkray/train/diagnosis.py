@@ -73,7 +73,7 @@ def diagnose(run: Run, snapshot: State, record: Record) -> Diagnosis:
     restore(run, snapshot)
     steps = record.to_repeat
     on_validation = record.verdict.rule == "validation"
-    usual = harmless(run, next(run.batches)[0] if on_validation else run.validation[0])
+    usual = harmless(run, next(run.batches) if on_validation else run.validation)
     own = repeat(run, steps)
     blocks = _blocks(record, steps, own)
     found = (

@@ -58,9 +58,12 @@ def _row(run: Run, found: Found) -> int:
 
 
 def _site(run: Run, spot: Spot, row: int) -> Site:
+    vocabulary = run.task.vocabulary
+    assert vocabulary is not None, "only tokens are at a spot"
+
     def text(begin: int, end: int) -> str:
         tokens = spot.tokens[max(0, begin - spot.first) : max(0, end - spot.first)]
-        said = run.vocabulary.decode(np.array(tokens, dtype=np.int64))
+        said = vocabulary.decode(np.array(tokens, dtype=np.int64))
         decoded = said.decode("utf-8", errors="replace")
         return "".join(_printable(character) for character in decoded)
 

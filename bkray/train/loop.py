@@ -11,7 +11,6 @@ from bkray.events import EvalDone, Event, MemoryPeak, Rewound, Saving, Warned
 from bkray.stability import Verdict, judge
 from bkray.train import checkpoint
 from bkray.train.diagnosis import write_forensics
-from bkray.train.evaluate import evaluate
 from bkray.train.forensics import OLDEST_STEPS
 from bkray.train.ladder import rung_done, save_rung
 from bkray.train.run import (
@@ -40,7 +39,10 @@ def train(run: Run, stop: Stop) -> Generator[Event, None, Ending]:
         yield window
         progress = run.progress
         progress.health, verdict, spikes = judge(
-            progress.health, window, unigram_nats=run.unigram_nats
+            progress.health,
+            window,
+            unigram_nats=run.task.unigram_nats,
+            warmup_steps=run.task.warmup_steps,
         )
         yield from spikes
         doubled = any(spike.rule == "doubled" for spike in spikes)
@@ -76,21 +78,11 @@ def train(run: Run, stop: Stop) -> Generator[Event, None, Ending]:
 
 
 def validate(run: Run) -> EvalDone:
-    """Score the fixed validation windows and keep the best and the latest loss."""
-    windows = validation_at(run)
-    loss_nats, metrics = evaluate(
-        run.model,
-        windows.inputs_WN,
-        windows.targets_WN,
-        batch_size=windows.rows,
-        autocast=run.autocast,
-        kinds=windows.kinds,
-        chunk=run.config.train.chunk,
-        team=run.team,
-    )
+    """Score the fixed validation rows and keep the best and the latest loss."""
+    loss_nats, metrics = run.task.score(run)
     progress = run.progress
     if run.config.train.monitor != "off":
-        metrics = {**metrics, **_look_at_spectrum(run, windows.inputs_WN)}
+        metrics = {**metrics, **_look_at_spectrum(run, validation_at(run).inputs_WN)}
     progress.final_val_loss_nats = loss_nats
     if progress.best_val_loss_nats is None or loss_nats < progress.best_val_loss_nats:
         progress.best_val_loss_nats = loss_nats

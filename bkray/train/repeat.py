@@ -8,11 +8,11 @@ from torch import Tensor
 
 from bkray.train import checkpoint
 from bkray.train.checkpoint import State
-from bkray.train.evaluate import evaluate
 from bkray.train.findings import Remembered
 from bkray.train.guard import Guard
 from bkray.train.probe import Fault, Probe
-from bkray.train.run import Run, take_step, validation_at
+from bkray.train.run import Run, take_step
+from bkray.train.step import Part
 
 Tensors = set[tuple[str, str]]
 """Names of modules and of their tensors."""
@@ -34,18 +34,18 @@ def restore(run: Run, snapshot: State) -> None:
     _, run.load_LE = checkpoint.restore(snapshot, run.model, run.optimizer)
 
 
-def harmless(run: Run, tokens_WN: Tensor) -> Tensors:
+def harmless(run: Run, part: Part) -> Tensors:
     """Return which tensors are infinite in a pass that ends well, as a mask of scores is.
 
     Nothing is harmless where the pass does not end well.
     """
     plan = run.config.train
-    tokens_BN = tokens_WN[: plan.batch_size, : plan.chunk].to(run.device)
+    inputs, targets = (side[: plan.batch_size].to(run.device) for side in part)
     run.model.eval()
     with torch.random.fork_rng(), torch.no_grad(), run.autocast, Probe(run.model) as probe:
-        logits_BNV = run.model(tokens_BN).logits_BNV
+        said = run.task.say(run.model, (inputs[:, : plan.chunk], targets))
     run.model.train()
-    if not logits_BNV.isfinite().all():
+    if not said.isfinite().all():
         return set()
     return {(fault.module, fault.tensor) for fault in probe.faults if not fault.n_nan}
 
@@ -56,18 +56,9 @@ def repeat(run: Run, steps: Sequence[Remembered]) -> list[Repeated]:
 
 
 def probe_validation(run: Run) -> list[Fault]:
-    """Score the validation windows again; return what was not finite."""
-    windows = validation_at(run)
+    """Score the validation rows again; return what was not finite."""
     with Probe(run.model) as probe:
-        evaluate(
-            run.model,
-            windows.inputs_WN,
-            windows.targets_WN,
-            batch_size=windows.rows,
-            autocast=run.autocast,
-            chunk=run.config.train.chunk,
-            team=run.team,
-        )
+        run.task.score(run)
     return probe.faults
 
 

@@ -1,25 +1,25 @@
 """A running trial: all that it holds, and how it takes one step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from bkray.config import TrialConfig
-from bkray.data.batches import Batches
-from bkray.data.climb import Climb
 from bkray.data.of_trial import cut
 from bkray.data.vocabulary import Vocabulary
+from bkray.events import Event
 from bkray.rungs import Rung, rung_at
 from bkray.train import checkpoint, measure
 from bkray.train.checkpoint import Progress, State
+from bkray.train.evaluate import Evaluation
 from bkray.train.forensics import Memory
 from bkray.train.guard import Guard
 from bkray.train.optim import lr_factor, set_lr
-from bkray.train.step import Part, Step, optimizer_step
+from bkray.train.step import Part, Step, Tally, optimizer_step
 from bkray.train.team import Team
 from bkray.train.watch import Blocks
 
@@ -35,6 +35,63 @@ Stop = Callable[[], tuple[str, str] | None]
 """Asked after every window; an answer, outcome and reason, ends the trial."""
 
 
+class Batches(Protocol):
+    """Endless training batches; the k-th depends on config, data and k alone."""
+
+    last_taken: tuple[dict[str, int], tuple[int, ...]]
+    """Of the latest batch: ``state`` before it, and where in the data each of its rows begins."""
+
+    def __next__(self) -> Part: ...
+
+    def state(self) -> dict[str, int]:
+        """Return the place in the data, for ``restore`` of equal batches."""
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Go on where ``state`` was taken."""
+
+
+class Task(Protocol):
+    """What a trial trains, on which data, how it is scored and what is measured of it.
+
+    There are two: a language model on text, and a sequence generator on embeddings.
+    """
+
+    fingerprint: str
+    """Of the data."""
+    kinds: Sequence[str]
+    """Of the validation rows, in turn; empty where they are all of one."""
+    vocabulary: Vocabulary | None
+    unigram_nats: float | None
+    """Loss of a model that has learnt the frequencies of tokens alone, where there are tokens."""
+    warmup_steps: int
+    """First steps, in which the loss grows a term and is not yet comparable with later ones."""
+
+    def model(self) -> nn.Module:
+        """Return the model, freshly initialised from torch's global generator."""
+
+    def batches(self) -> Batches: ...
+
+    def validation(self) -> Part:
+        """Return the rows that are scored, the same ones for every trial."""
+
+    def begin(self, run: "Run") -> None:
+        """Set up what needs data, before the first step."""
+
+    def say(self, model: nn.Module, part: Part) -> Tensor:
+        """Return what a model makes of rows, whatever shape that has."""
+
+    def tally(self, run: "Run", step: int) -> Tally: ...
+
+    def score(self, run: "Run") -> Evaluation:
+        """Score the validation rows."""
+
+    def finish(self, run: "Run") -> Generator[Event, None, dict[str, float]]:
+        """Measure a model that is trained; return numbers under their full names."""
+
+    def columns(self, run: "Run", measured: Mapping[str, float]) -> dict[str, Any]:
+        """Return the columns of ``trials.parquet`` that only such trials have."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Run:
     """All that a running trial holds; complete once built."""
@@ -47,14 +104,10 @@ class Run:
     """The model, so that its gradients are averaged over the team."""
     blocks: Blocks
     optimizer: torch.optim.Optimizer
-    batches: Batches | Climb
+    task: Task
+    batches: Batches
     rungs: tuple[Rung, ...]
     validation: Part
-    kinds: Sequence[str]
-    """Of the validation windows, in turn; empty where they are all of one."""
-    vocabulary: Vocabulary
-    unigram_nats: float
-    """Entropy of the training tokens: where a model is that has learnt their frequencies alone."""
     device: torch.device
     autocast: torch.autocast
     folder: Path | None
@@ -97,13 +150,11 @@ def take_step(run: Run, step: int, guard: Guard) -> tuple[Step, float]:
         run.trained,
         run.optimizer,
         _parts(run, step),
-        run.config.model,
-        load_LE=run.load_LE,
+        run.task.tally(run, step),
         clip_norm=run.config.optimizer.clip_norm,
         autocast=run.autocast,
         blocks=run.blocks,
         guard=guard,
-        chunk=run.config.train.chunk,
         team=run.team,
     )
     run.load_LE = said.load_LE
@@ -129,7 +180,7 @@ def validation_at(run: Run, step: int | None = None) -> Windows:
         rung = rung_at(run.rungs, run.progress.step if step is None else step)
         n_seq, rows = rung.n_seq, rung.rows
     per_stretch = -(-(config.train.eval_stretch or config.model.n_seq) // n_seq)
-    kinds = [kind for kind in run.kinds for _ in range(per_stretch)]
+    kinds = [kind for kind in run.task.kinds for _ in range(per_stretch)]
     return Windows(*cut(run.validation, n_seq), rows, kinds)
 
 
@@ -146,8 +197,7 @@ def peak_memory_mib(run: Run) -> float:
 
 
 def _parts(run: Run, step: int) -> list[Part]:
-    inputs_BN, targets_BN = next(run.batches)
     rows = rung_at(run.rungs, step).rows // run.split
-    pairs = zip(torch.split(inputs_BN, rows), torch.split(targets_BN, rows), strict=True)
+    pairs = zip(*(torch.split(side, rows) for side in next(run.batches)), strict=True)
     own = run.team.share(rows)
     return [(inputs[own].to(run.device), targets[own].to(run.device)) for inputs, targets in pairs]

@@ -6,7 +6,7 @@ Letters: B batch, N sites, V vocabulary, L layers with experts, E experts, K blo
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ Numbers = dict[str, Tensor]
 """Scalars on the device, not yet copied to the host."""
 
 Part = tuple[Tensor, Tensor]
-"""Inputs and targets of one accumulation round, each (B, N)."""
+"""Inputs and targets of one accumulation round: tokens, each (B, N); or sequences (B, L, D) and
+their classes (B,)."""
 
 
 class Step(NamedTuple):
@@ -40,35 +41,49 @@ class Step(NamedTuple):
     block_norms_K: Tensor
 
 
+class Tally(Protocol):
+    """Adds up what is said of the rows of a step, part by part; one for each step."""
+
+    numbers: Numbers
+    """Means over the rows, ``loss_nats`` among them."""
+    load_LE: Tensor | None
+    """Share of tokens that each expert had in the step before; ``None`` before the first one, and
+    without experts."""
+    count_LE: Tensor | None
+    """Tokens that each expert has in this step."""
+
+    def expect(self, parts: Sequence[Part]) -> None:
+        """Learn what the step is made of, before its first part."""
+
+    def backward(self, model: nn.Module, part: Part, autocast: torch.autocast) -> None:
+        """Count the rows of a part in and add their share of the step's gradients."""
+
+
 def optimizer_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     parts: Sequence[Part],
-    knobs: ModelConfig,
+    tally: Tally,
     *,
-    load_LE: Tensor | None,
     clip_norm: float,
     autocast: torch.autocast,
     blocks: Blocks,
     guard: Guard,
-    chunk: int | None = None,
     team: Team = ALONE,
 ) -> Step:
     """Train on equal parts of one batch; return its numbers and the experts' new load.
 
-    ``load_LE`` is the share of tokens that each expert had in the step before, ``None`` before the
-    first one. Where a ``team`` trains together, ``model`` averages gradients over it and ``parts``
-    are this process's rows; ``chunk`` sites of a row are held at once. An update that ``guard``
-    withholds changes neither parameters nor the optimizer's state nor the load; buffers that a
-    forward pass writes have changed by then.
+    Where a ``team`` trains together, ``model`` averages gradients over it and ``parts`` are this
+    process's rows. An update that ``guard`` withholds changes neither parameters nor the
+    optimizer's state nor the load; buffers that a forward pass writes have changed by then.
     """
     optimizer.zero_grad(set_to_none=True)
-    tally = _Tally(knobs, load_LE, sum(targets_BN.numel() for _, targets_BN in parts))
+    tally.expect(parts)
     for i, part in enumerate(parts, start=1):
-        with _average_gradients(model, i == len(parts)):
-            _backward(model, part, tally, autocast, chunk)
+        with average_gradients(model, i == len(parts)):
+            tally.backward(model, part, autocast)
     _give_every_parameter_a_gradient(model)
-    numbers, count_LE = _mean_over_team(tally.numbers, team), tally.count_LE
+    numbers, count_LE, load_LE = _mean_over_team(tally.numbers, team), tally.count_LE, tally.load_LE
     grad_norm, block_norms_K = blocks.gradient_norms()
     nn.utils.clip_grads_with_norm_(blocks.parameters, clip_norm, grad_norm)
     masked = guard.withholds(numbers["loss_nats"], grad_norm)
@@ -81,32 +96,37 @@ def optimizer_step(
     return Step(numbers, load_LE, block_norms_K)
 
 
-def _backward(
-    model: nn.Module, part: Part, tally: "_Tally", autocast: torch.autocast, chunk: int | None
-) -> None:
-    if chunk is None:
-        with autocast:
-            total = tally.score(model(part[0]), part[1])
-        torch.autograd.backward(total)
-    else:
-
-        def apart() -> AbstractContextManager[None]:
-            return _average_gradients(model, False)
-
-        backward_in_chunks(model, *part, chunk, tally.score, autocast=autocast, apart=apart)
-
-
 @dataclass(slots=True)
-class _Tally:
-    """Adds up what is said of the tokens of a step, part by part."""
+class TokenTally:
+    """Of a language model: losses are means over the tokens of all parts.
+
+    ``chunk`` sites of a row are held at once; ``None`` for whole rows.
+    """
 
     knobs: ModelConfig
     load_LE: Tensor | None
-    n_tokens: int
-    """Of all parts."""
+    chunk: int | None = None
     numbers: Numbers = field(default_factory=dict)
-    """Means over the tokens."""
     count_LE: Tensor | None = None
+    n_tokens: int = 0
+    """Of all parts."""
+
+    def expect(self, parts: Sequence[Part]) -> None:
+        self.n_tokens = sum(targets_BN.numel() for _, targets_BN in parts)
+
+    def backward(self, model: nn.Module, part: Part, autocast: torch.autocast) -> None:
+        if self.chunk is None:
+            with autocast:
+                total = self.score(model(part[0]), part[1])
+            torch.autograd.backward(total)
+        else:
+
+            def apart() -> AbstractContextManager[None]:
+                return average_gradients(model, False)
+
+            backward_in_chunks(
+                model, *part, self.chunk, self.score, autocast=autocast, apart=apart
+            )
 
     def score(self, prediction: Prediction, targets_BN: Tensor) -> Tensor:
         """Count the tokens in; return their share of what is trained on."""
@@ -204,7 +224,7 @@ def _share(count_LE: Tensor, before_LE: Tensor | None) -> Tensor:
     return torch.where(total_L1 > 0, count_LE / total_L1, before_LE)
 
 
-def _average_gradients(model: nn.Module, now: bool) -> AbstractContextManager[None]:
+def average_gradients(model: nn.Module, now: bool) -> AbstractContextManager[None]:
     """Of accumulated parts only the last one needs to talk to the other processes."""
     if isinstance(model, DistributedDataParallel) and not now:
         return model.no_sync()

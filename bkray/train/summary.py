@@ -1,6 +1,7 @@
 """What is left of a trial when it is over: its measured speed and its columns of the table."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ def measure_speed(trial: Run, vocab_size: int) -> dict[str, float]:
 
 def timed_rows(trial: Run) -> Tensor:
     """Return the inputs that speed is measured on, (B, N), of each kind as many."""
-    plan, n_kinds = trial.config.train, max(1, len(trial.kinds))
+    plan, n_kinds = trial.config.train, max(1, len(trial.task.kinds))
     n_rows = max(n_kinds, (plan.speed_rows or plan.batch_size) // n_kinds * n_kinds)
     return trial.validation[0][:n_rows, : plan.chunk]
 
@@ -66,41 +67,48 @@ def reference_layers(config: TrialConfig) -> int:
     return layers
 
 
-def summary(trial: Run, measured: dict[str, float], peak_mib: float) -> dict[str, Any]:
+def summary(trial: Run, measured: Mapping[str, float], peak_mib: float) -> dict[str, Any]:
     """Return the trial's columns of ``trials.parquet``; ``None`` where a number does not apply."""
-    progress, config = trial.progress, trial.config
-    steps = progress.step
+    progress, steps = trial.progress, trial.progress.step
     spikes = progress.health.spike_count
-    columns = {
+    known = {
         "causal": bool(getattr(trial.model, "causal", False)),
         "steps": steps,
         "tokens": progress.tokens,
         "n_params": sum(p.numel() for p in trial.model.parameters()),
-        "seq_len": config.model.n_seq,
+        "seq_len": trial.config.n_seq,
         "best_val_loss_nats": progress.best_val_loss_nats,
-        "best_val_ppl": _exp(progress.best_val_loss_nats),
         "final_val_loss_nats": progress.final_val_loss_nats,
-        "avg_layers_executed": _layers_executed(trial),
-        "avg_predicted_length": progress.metrics.get("length/avg_length"),
-        "speedup_estimate": measured.get("speed/speedup_estimate"),
-        "speedup_measured": measured.get("speed/speedup_measured"),
         "tokens_per_second": progress.tokens / progress.train_seconds if steps else None,
         "train_seconds": progress.train_seconds,
         "peak_memory_mib": peak_mib,
         "grad_norm_mean": progress.norms.mean if progress.norms.count else None,
         "grad_norm_std": progress.norms.std,
         "spike_count": spikes,
+        "spikes_per_1000_steps": 1000 * spikes / steps if steps else None,
+        "interventions": progress.interventions,
+        **trial.task.columns(trial, measured),
+    }
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in known.items()
+    }
+
+
+def columns(trial: Run, measured: Mapping[str, float]) -> dict[str, Any]:
+    """Return the columns that only language models have."""
+    progress = trial.progress
+    return {
+        "best_val_ppl": _exp(progress.best_val_loss_nats),
+        "avg_layers_executed": _layers_executed(trial),
+        "avg_predicted_length": progress.metrics.get("length/avg_length"),
+        "speedup_estimate": measured.get("speed/speedup_estimate"),
+        "speedup_measured": measured.get("speed/speedup_measured"),
         "schatten_s1": progress.metrics.get("stability/schatten_s1"),
         "schatten_s2": progress.metrics.get("stability/schatten_s2"),
         "condition_number": progress.metrics.get("stability/condition_number"),
         "ponder_cost": progress.metrics.get("act/ponder_cost"),
-        "spikes_per_1000_steps": 1000 * spikes / steps if steps else None,
-        "interventions": progress.interventions,
-        "advice": advice(progress.metrics, config.model.n_layers or 1),
-    }
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in columns.items()
+        "advice": advice(progress.metrics, trial.config.model.n_layers or 1),
     }
 
 

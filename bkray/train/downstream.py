@@ -1,0 +1,75 @@
+"""What generated rows are worth: a classifier that has seen them alone, tested on real ones.
+
+Letters: B rows, L frames, D channels, K classes.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bkray.data.of_generator import READ_ROWS, Standardised, in_parts
+from bkray.data.sequences import Whole
+from bkray.nn.vae import VAEGenerator, interpolated
+from bkray.ops.time_scales import TimeScales, mean_features, nearest_mean_accuracy
+
+
+class Downstream(NamedTuple):
+    """Share of held-out real rows that are put into their class, after training on either kind of
+    ``per_class`` rows each."""
+
+    synthetic: float
+    real: float
+    per_class: int
+    n_tested: int
+
+
+def downstream(
+    model: VAEGenerator, data: Standardised, per_class: int, output_length: int
+) -> Downstream:
+    """Return the accuracy of the classifier trained on generated rows, and on real ones.
+
+    Features are fitted to the real training rows, and are the same for both. Generated rows of
+    another length are interpolated to that of the data.
+
+    Args:
+        per_class: rows of each class at most; as many of either kind as there are real ones.
+        output_length: frames that are generated.
+    """
+    source, train = data.source, data.index["train"]
+    of_class = [train[source.label_N[train] == k] for k in range(source.n_classes)]
+    per_class = min(per_class, *map(len, of_class))
+    scales = TimeScales.fit(_real(data, train), source.n_frames, source.n_channels)
+    real_KF = torch.stack([mean_features(scales, _real(data, n[:per_class])) for n in of_class])
+    made_KF = torch.stack(
+        [
+            mean_features(scales, _made(model, k, per_class, output_length, source.n_frames))
+            for k in range(source.n_classes)
+        ]
+    )
+    tested = data.index["test"]
+    feature_BF = torch.cat([scales.features(part) for part in _real(data, tested)])
+    label_B = torch.from_numpy(source.label_N[tested])
+    return Downstream(
+        nearest_mean_accuracy(made_KF, feature_BF, label_B),
+        nearest_mean_accuracy(real_KF, feature_BF, label_B),
+        per_class,
+        len(tested),
+    )
+
+
+def _real(data: Standardised, index_B: Whole) -> Iterator[Tensor]:
+    return map(data.rows, in_parts(index_B))
+
+
+def _made(
+    model: VAEGenerator, label: int, n_rows: int, output_length: int, n_frames: int
+) -> Iterator[Tensor]:
+    """Yield generated rows of one class, on the host and as long as the data."""
+    device = next(model.parameters()).device
+    for first in range(0, n_rows, READ_ROWS):
+        n = min(READ_ROWS, n_rows - first)
+        label_B = torch.full((n,), label, device=device)
+        rows_BLD = model.sample(n, output_length, label_B)
+        yield interpolated(rows_BLD, n_frames).float().cpu()
