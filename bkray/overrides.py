@@ -57,6 +57,12 @@ def flatten(config: TrialConfig) -> dict[str, Any]:
     return dict(_leaves(config.acting(), ""))
 
 
+def row_length(flat: Overrides) -> int | None:
+    """Return the positions of a row of a batch, tokens or frames, of what ``flatten`` returned."""
+    length = flat.get("generator.training_sequence_length", flat.get("model.n_seq"))
+    return None if length is None else int(length)
+
+
 def trial_id(config: TrialConfig, data_hash: str, version: str) -> str:
     """Return 12 hex digits: equal trials on equal data by an equal package have an equal id."""
     words = json.dumps([flatten(config), data_hash, version], sort_keys=True)

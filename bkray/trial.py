@@ -10,6 +10,7 @@ import torch
 
 from bkray import __version__, overrides
 from bkray.config import TrialConfig
+from bkray.data.of_generator import sequences
 from bkray.data.of_trial import windows
 from bkray.data.sequences import Sequences
 from bkray.data.shards import Shards, prepare
@@ -21,6 +22,7 @@ from bkray.train import attempts, checkpoint, measure
 from bkray.train.checkpoint import Progress
 from bkray.train.evaluate import Evaluation, evaluate
 from bkray.train.generate import GeneratorTask
+from bkray.train.generating import check_room
 from bkray.train.language import LanguageTask
 from bkray.train.loop import train
 from bkray.train.optim import adamw
@@ -49,9 +51,12 @@ def prepared(config: TrialConfig) -> Data:
 
     Raises:
         DataError: there is no such text or file, or too little of it.
+        ConfigError: a generator would not fit into the memory at hand.
     """
     if config.generator.acts:
-        return sequences(config.data)
+        source = sequences(config.data)
+        check_room(config, source)
+        return source
     return prepare(config.data, config.model.n_seq)
 
 

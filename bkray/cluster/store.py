@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from bkray.cluster.retries import BROKEN, gives_up
 from bkray.events import TrialEnded
+from bkray.overrides import row_length
 from bkray.sinks.parquet import read_rows
 from bkray.train import attempts
 
@@ -57,7 +58,7 @@ def _stored(folder: Path) -> Stored | None:
     if config.get("trial_id") != folder.name or not proposal:
         return None
     knobs = config["config"]
-    per_step = knobs["train.batch_size"] * knobs["model.n_seq"]
+    per_step = knobs["train.batch_size"] * (row_length(knobs) or 1)
     rows = read_rows(folder).filter(pc.field("name") == "val/loss_nats").to_pylist()
     losses = {row["step"] * per_step: row["value"] for row in rows}
     ended = _ended(folder, config["attempt"])

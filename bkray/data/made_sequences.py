@@ -13,6 +13,7 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from bkray.data.sequences import Rows, Sequences, Whole
 from bkray.errors import DataError
@@ -128,9 +129,16 @@ class Maker:
         n_parts = self.wave_LP.shape[1]
         sign_P = 2 * (index % n_classes >> np.arange(n_parts) & 1) - 1
         size_P = sign_P * generator.uniform(1 - _SPREAD, 1 + _SPREAD, n_parts)
-        noise_LD = np.sqrt(1 - SIGNAL_SHARE) * (source_RL.T @ self.mixing_RD)
-        row_LD: Array = noise_LD + (self.wave_LP * size_P) @ self.direction_PD
+        noise_LD = np.sqrt(1 - SIGNAL_SHARE) * _product(source_RL.T, self.mixing_RD)
+        row_LD: Array = noise_LD + _product(self.wave_LP * size_P, self.direction_PD)
         return row_LD
+
+
+def _product(left: Array, right: Array) -> Array:
+    """Return the matrix product by as many threads as torch has: NumPy's own would take all cores,
+    and wait for them in every trial that runs beside others."""
+    product: Array = (torch.from_numpy(left) @ torch.from_numpy(right)).numpy()
+    return product
 
 
 @cache

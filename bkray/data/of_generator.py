@@ -9,8 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool1d
 
 from bkray.config import SPECTRA, DataConfig
+from bkray.data.embedding_files import read_sequences
 from bkray.data.made_sequences import made_sequences
 from bkray.data.sequences import Sequences, Whole, splits
 
@@ -27,7 +29,9 @@ def sequences(config: DataConfig) -> Sequences:
     Raises:
         DataError: there is no such file, or it does not hold rows with labels.
     """
-    assert config.embeddings == SPECTRA
+    assert config.embeddings is not None
+    if config.embeddings != SPECTRA:
+        return read_sequences(config.embeddings)
     assert config.spectrum is not None and config.n_frames is not None
     assert config.n_channels is not None and config.n_per_class is not None
     assert config.n_classes is not None
@@ -74,15 +78,10 @@ class Standardised:
     def split(self, name: str, n_pooled: int | None = None) -> Split:
         """Return a whole split, its rows averaged down to ``n_pooled`` frames if told to."""
         parts = [
-            rows if n_pooled is None else pooled(rows, n_pooled)
+            rows if n_pooled is None else adaptive_avg_pool1d(rows.mT, n_pooled).mT.contiguous()
             for rows in map(self.rows, in_parts(self.index[name]))
         ]
         return Split(torch.cat(parts), torch.from_numpy(self.source.label_N[self.index[name]]))
-
-
-def pooled(x_BLD: Tensor, n_frames: int) -> Tensor:
-    """Return means over ``n_frames`` bins of frames."""
-    return torch.nn.functional.adaptive_avg_pool1d(x_BLD.mT, n_frames).mT.contiguous()
 
 
 class RowBatches:

@@ -7,6 +7,7 @@ classes.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class TimeScales:
         while edges[-1] <= n_frames // 2:
             edges.append(2 * edges[-1])
         edges[-1] = n_frames // 2 + 1
-        octaves = tuple(zip(edges, edges[1:], strict=False))
+        octaves = tuple(pairwise(edges))
         plain = cls(
             n_frames=n_frames,
             projection_DC=projection_DC,

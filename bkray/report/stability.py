@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bkray import atomic
+from bkray.overrides import row_length
 from bkray.report.traces import Mark, Trace, traces
 from bkray.report.vega import Figure, png
 from bkray.sinks.parquet import read_rows
@@ -138,7 +139,7 @@ def _spikes(table: pa.Table) -> dict[str, Any]:
 def _by_length(table: pa.Table, trial_folder: Path) -> dict[str, pa.Table]:
     """Return the rows of each sequence length that has steps; a ladder has several."""
     config = _json(trial_folder / "config.json")["config"]
-    lengths = str(config.get("ladder.lengths") or config.get("model.n_seq", 0)).split(",")
+    lengths = str(config.get("ladder.lengths") or row_length(config) or 0).split(",")
     found: dict[str, pa.Table] = {}
     first = 0.0
     for n in lengths:

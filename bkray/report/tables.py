@@ -20,6 +20,7 @@ from bkray.columns import COLUMNS as COLUMNS
 from bkray.columns import COUNTS, TEXTS
 from bkray.config import TrialConfig
 from bkray.errors import ConfigError
+from bkray.overrides import row_length
 from bkray.report.rung_rows import degradations, rungs
 from bkray.sweep import Objective
 
@@ -100,7 +101,7 @@ def _row(config: Mapping[str, Any], outcome: Mapping[str, Any], swept: Iterable[
     return {
         **dict.fromkeys(COLUMNS),
         "steps": outcome.get("step"),
-        "seq_len": knobs.get("model.n_seq"),
+        "seq_len": row_length(knobs),
         **{name: value for name, value in outcome["summary"].items() if name in COLUMNS},
         **{name: config[name] for name in ("trial_id", "sweep", "arm", "seed", "causal")},
         "n_params": config["n_params"],

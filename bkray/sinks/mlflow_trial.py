@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bkray.events import Event, Row, TrialEnded, TrialStarted, Warned, rows
-from bkray.overrides import configuration_id
+from bkray.overrides import configuration_id, row_length
 from bkray.sinks.mlflow_names import knobs, trial_name
 from bkray.sinks.mlflow_run import LateRun
 from bkray.sinks.mlflow_runs import SweepRun
@@ -154,7 +154,7 @@ def _start_tags(started: TrialStarted, meta: Mapping[str, Any]) -> Iterator[tupl
     if started.split > 1:
         yield "split", str(started.split)
     yield "causal", str(started.causal).lower()
-    if "model.n_seq" in started.config:
-        yield "seq_len", str(started.config["model.n_seq"])
+    if (length := row_length(started.config)) is not None:
+        yield "seq_len", str(length)
     if "git_sha" in meta:
         yield "git_sha", str(meta["git_sha"])

@@ -1,6 +1,6 @@
 """The task of a language model: text, next tokens, and what is measured of a trained one."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from bkray.config import TrialConfig
 from bkray.data import of_trial
 from bkray.data.of_trial import windows
 from bkray.data.shards import Shards
+from bkray.data.vocabulary import Vocabulary
 from bkray.events import Event, Measured
 from bkray.nn.build import build
 from bkray.nn.routers import calibrated
@@ -27,6 +28,9 @@ class LanguageTask:
     """Next tokens of a corpus."""
 
     warmup_steps = 0
+    kinds: Sequence[str]
+    vocabulary: Vocabulary | None
+    unigram_nats: float | None
 
     def __init__(self, config: TrialConfig, shards: Shards) -> None:
         self._config, self._shards = config, shards

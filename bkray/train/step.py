@@ -83,7 +83,11 @@ def optimizer_step(
         with average_gradients(model, i == len(parts)):
             tally.backward(model, part, autocast)
     _give_every_parameter_a_gradient(model)
-    numbers, count_LE, load_LE = _mean_over_team(tally.numbers, team), tally.count_LE, tally.load_LE
+    numbers, count_LE, load_LE = (
+        _mean_over_team(tally.numbers, team),
+        tally.count_LE,
+        tally.load_LE,
+    )
     grad_norm, block_norms_K = blocks.gradient_norms()
     nn.utils.clip_grads_with_norm_(blocks.parameters, clip_norm, grad_norm)
     masked = guard.withholds(numbers["loss_nats"], grad_norm)
