@@ -4,6 +4,7 @@ Letters: N rows, B of them in a batch, L frames, T frames of training, D channel
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,9 @@ from bkray.data.sequences import Sequences, Whole, splits
 
 READ_ROWS = 32
 """Rows that are read at once where all of them are looked at."""
+
+HELD_BYTES = 512 * 2**20
+"""All rows together, at most, where they are held."""
 
 SPLIT_SEED = 0
 """All trials hold the same rows out."""
@@ -44,6 +48,16 @@ def sequences(config: DataConfig) -> Sequences:
     )
 
 
+def standardised(config: DataConfig, source: Sequences) -> "Standardised":
+    """Return the sequences standardised; made ones are kept for the next trial of the process."""
+    return _made(config) if config.embeddings == SPECTRA else Standardised(source)
+
+
+@lru_cache(maxsize=1)
+def _made(config: DataConfig) -> "Standardised":
+    return Standardised(sequences(config))
+
+
 class Split(NamedTuple):
     """Rows of one split, whole or pooled, with their classes."""
 
@@ -54,7 +68,8 @@ class Split(NamedTuple):
 class Standardised:
     """Sequences whose channels have mean 0 and variance 1 over the training rows.
 
-    A channel that never varies is left at 0.
+    A channel that never varies is left at 0. Rows are held where all of them together are small,
+    and else read again whenever they are needed.
     """
 
     def __init__(self, source: Sequences) -> None:
@@ -69,9 +84,18 @@ class Standardised:
         self.mean_D = total_D / count
         deviation_D = np.sqrt(np.maximum(square_D / count - self.mean_D**2, 0.0))
         self.deviation_D = np.where(deviation_D > 1e-6 * np.abs(self.mean_D), deviation_D, 1.0)
+        self._held_NLD: Tensor | None = None
+        if source.n_rows * source.n_frames * source.n_channels * 4 <= HELD_BYTES:
+            every = in_parts(np.arange(source.n_rows))
+            self._held_NLD = torch.cat([self._read(part) for part in every])
 
     def rows(self, index_B: Whole) -> Tensor:
         """Return whole rows, (B, L, D) in float32."""
+        if self._held_NLD is not None:
+            return self._held_NLD[torch.from_numpy(index_B)]
+        return self._read(index_B)
+
+    def _read(self, index_B: Whole) -> Tensor:
         raw_BLD = self.source.read(index_B)
         return torch.from_numpy(((raw_BLD - self.mean_D) / self.deviation_D).astype(np.float32))
 

@@ -4,6 +4,7 @@ Letters: B rows, L frames, D channels, K classes.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -37,25 +38,47 @@ def downstream(
         per_class: rows of each class at most; as many of either kind as there are real ones.
         output_length: frames that are generated.
     """
-    source, train = data.source, data.index["train"]
-    of_class = [train[source.label_N[train] == k] for k in range(source.n_classes)]
-    per_class = min(per_class, *map(len, of_class))
-    scales = TimeScales.fit(_real(data, train), source.n_frames, source.n_channels)
-    real_KF = torch.stack([mean_features(scales, _real(data, n[:per_class])) for n in of_class])
+    source, known = data.source, _looked_at(data, per_class)
     made_KF = torch.stack(
         [
-            mean_features(scales, _made(model, k, per_class, output_length, source.n_frames))
+            mean_features(
+                known.scales,
+                _made(model, k, known.per_class, output_length, source.n_frames),
+            )
             for k in range(source.n_classes)
         ]
     )
-    tested = data.index["test"]
-    feature_BF = torch.cat([scales.features(part) for part in _real(data, tested)])
-    label_B = torch.from_numpy(source.label_N[tested])
     return Downstream(
-        nearest_mean_accuracy(made_KF, feature_BF, label_B),
-        nearest_mean_accuracy(real_KF, feature_BF, label_B),
+        nearest_mean_accuracy(made_KF, known.test_NF, known.label_N),
+        nearest_mean_accuracy(known.real_KF, known.test_NF, known.label_N),
+        known.per_class,
+        len(known.label_N),
+    )
+
+
+class _Known(NamedTuple):
+    """What does not depend on the generator."""
+
+    scales: TimeScales
+    per_class: int
+    real_KF: Tensor
+    """Mean features of the real classes."""
+    test_NF: Tensor
+    label_N: Tensor
+
+
+@lru_cache(maxsize=1)  # trials of one process mostly share it
+def _looked_at(data: Standardised, per_class: int) -> _Known:
+    source, train, test = data.source, data.index["train"], data.index["test"]
+    of_class = [train[source.label_N[train] == k] for k in range(source.n_classes)]
+    per_class = min(per_class, *map(len, of_class))
+    scales = TimeScales.fit(_real(data, train), source.n_frames, source.n_channels)
+    return _Known(
+        scales,
         per_class,
-        len(tested),
+        torch.stack([mean_features(scales, _real(data, n[:per_class])) for n in of_class]),
+        torch.cat([scales.features(part) for part in _real(data, test)]),
+        torch.from_numpy(source.label_N[test]),
     )
 
 

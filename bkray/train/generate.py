@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bkray.config import TrialConfig
-from bkray.data.of_generator import RowBatches, Split, Standardised
+from bkray.data.of_generator import RowBatches, Split, standardised
 from bkray.data.sequences import Sequences
 from bkray.data.vocabulary import Vocabulary
 from bkray.errors import ConfigError, ResumeError
@@ -53,7 +53,7 @@ class GeneratorTask:
         knobs = config.generator
         n_frames = source.n_frames
         _check_lengths(config.n_seq, knobs.output_sequence_length, n_frames)
-        self.config, self.data = config, Standardised(source)
+        self.config, self.data = config, standardised(config.data, source)
         self.fingerprint = source.fingerprint
         self.warmup_steps = knobs.kl_warmup_steps or 0
         self.output_length = knobs.output_sequence_length or n_frames
