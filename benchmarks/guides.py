@@ -35,7 +35,7 @@ from bkray.report.tables import Row, collect
 from bkray.train.guard import Guard
 from bkray.train.measure import forget_peak_memory, peak_memory_mib
 from bkray.train.optim import adamw
-from bkray.train.step import optimizer_step
+from bkray.train.step import TokenTally, optimizer_step
 from bkray.train.watch import Blocks
 from bkray.trial import run, use_threads
 from search_spaces.act import GUIDE_PRESETS, LAMBDAS, THRESHOLDS
@@ -209,8 +209,7 @@ def footprint(
                 model,
                 optimizer,
                 [(tokens_BN, tokens_BN)],
-                config.model,
-                load_LE=None,
+                TokenTally(config.model, None),
                 clip_norm=config.optimizer.clip_norm,
                 autocast=torch.autocast("cpu", enabled=False),
                 blocks=blocks,

@@ -74,7 +74,7 @@ def judged(run: Run) -> None:
     run.memory.keep(run.state())
     window = train_window(run)
     run.progress.health, verdict, _ = judge(
-        run.progress.health, window, unigram_nats=run.unigram_nats
+        run.progress.health, window, unigram_nats=run.task.unigram_nats
     )
     assert verdict.state != "diverged"
 

@@ -26,7 +26,7 @@ from bkray.overrides import build
 from bkray.train import measure
 from bkray.train.guard import Guard
 from bkray.train.optim import adamw
-from bkray.train.step import optimizer_step
+from bkray.train.step import TokenTally, optimizer_step
 from bkray.train.streaming import OFF, stream_loss
 from bkray.train.watch import Blocks
 from bkray.trial import use_threads
@@ -136,13 +136,11 @@ def stepper(chunk: int | None) -> Callable[[torch.Tensor], None]:
             trained,
             optimizer,
             [(tokens[:, :-1], tokens[:, 1:])],
-            build(SMALL).model,
-            load_LE=None,
+            TokenTally(build(SMALL).model, None, chunk),
             clip_norm=1.0,
             autocast=OFF,
             blocks=Blocks(trained),
             guard=Guard(device, None, 0),
-            chunk=chunk,
         )
 
     return take

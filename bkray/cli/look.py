@@ -30,11 +30,14 @@ def show(folder: Path, as_json: AsJson = False) -> int:
     "comparison" are the families of one with their verdicts, and the
     speeds of its rivals by length, else null;
     "mismatch" are the cells of a mismatch sweep with their verdicts;
+    "generator" are generators by training length, each against the longest,
+    and the shortest length that loses nothing, else null;
     "frontier" is what a sweep with --frontier found, else null.
     """
     from bkray.report import (
         comparison,
         configurations,
+        generator,
         ladder,
         mismatch,
         products,
@@ -59,6 +62,7 @@ def show(folder: Path, as_json: AsJson = False) -> int:
                 "ladder": known.ladder and ladder.plain(known.ladder),
                 "comparison": known.compared and comparison.plain(known.compared),
                 "mismatch": mismatch.plain(known.mismatch),
+                "generator": generator.plain(known.generator) if known.generator else None,
                 "frontier": swept,
             }
         )

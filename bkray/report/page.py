@@ -18,7 +18,12 @@ from bkray.report.ladder import FILE, Ladder
 from bkray.report.ladder_plots import PREFIX
 from bkray.report.markup import Column, facts, json_in_script, script_in_script, table
 from bkray.report.ranking import front_verdict, kind, label, leaderboard
-from bkray.report.sections import combined_section, comparison_section, parts_section
+from bkray.report.sections import (
+    combined_section,
+    comparison_section,
+    generator_section,
+    parts_section,
+)
 from bkray.report.tables import Row
 from bkray.report.vega import Figure, javascript, theme
 from bkray.sweep import Objective
@@ -80,6 +85,7 @@ def _body(
         comparison_section(findings.compared),
         _ladder(findings.ladder, climbed),
         mismatch_page.section(findings.mismatch, map(_figure, climbed)),
+        generator_section(findings.generator),
         f"<h2>Leaderboard</h2>\n{_leaderboard(rows, objectives, found)}",
         combined_section(rows),
         parts_section(rows),

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from bkray.report import comparison_words, parts, products
+from bkray.report import comparison_words, generator_words, parts, products
 from bkray.report.comparison import Compared
+from bkray.report.generator import Line
 from bkray.report.markup import Column, table
 from bkray.report.tables import Row
 
@@ -31,6 +32,16 @@ def comparison_section(known: Compared | None) -> str:
         shown_parts += [f"<h2>{escape(title)}</h2>", table(f"comparison-{number}", shown)]
     said = "".join(f"<li>{escape(words)}</li>" for words in comparison_words.sentences(known))
     return "\n".join([*shown_parts, f"<ul>{said}</ul>" if said else ""])
+
+
+def generator_section(lines: Sequence[Line]) -> str:
+    """Return what generators come to by their training length."""
+    if not lines:
+        return ""
+    known = generator_words.columns(lines).items()
+    shown = table("generator", [Column(name=name, values=values) for name, values in known])
+    said = "".join(f"<li>{escape(words)}</li>" for words in generator_words.sentences(lines))
+    return f"<h2>{generator_words.TITLE}</h2>\n{shown}\n<ul>{said}</ul>"
 
 
 def _section(title: str, known: Mapping[str, Sequence[Any]], said: str) -> str:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from bkray.report import (
     comparison_words,
+    generator_words,
     ladder_words,
     mismatch_words,
     parts,
@@ -79,7 +80,7 @@ def _parts(
     rows: Sequence[Row], objectives: Sequence[Objective], findings: Findings
 ) -> tuple[dict[str, Cells], list[str]]:
     """Return the tables by their titles, and what is said below them."""
-    ladder, compared, mismatch = findings
+    ladder, compared, mismatch, generator = findings
     shown = _shown(findings.ranked(rows), objectives)
     tables = {"Leaderboard": shown.leaderboard, "Pareto front": shown.front}
     said = [shown.combined_words]
@@ -96,6 +97,9 @@ def _parts(
     if mismatch:
         tables[mismatch_words.TITLE] = mismatch_words.cells(mismatch)
         said.append("\n".join(mismatch_words.sentences(mismatch)))
+    if generator:
+        tables[generator_words.TITLE] = generator_words.cells(generator)
+        said.append("\n".join(generator_words.sentences(generator)))
     return tables, [words for words in (*said, shown.verdict, _reasons(rows)) if words]
 
 

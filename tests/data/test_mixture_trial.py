@@ -83,7 +83,7 @@ def test_the_first_rows_of_validation_hold_all_kinds() -> None:
     distinct = [len(row.unique()) for row in trial.validation[0][:ROWS]]
     patterns, uniform = distinct[::3], distinct[2::3]
     assert max(patterns) <= 8 < 24 < min(uniform)
-    assert trial.kinds == KINDS
+    assert trial.task.kinds == KINDS
 
 
 def test_it_trains_on_windows_of_one_segment_each() -> None:

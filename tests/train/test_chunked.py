@@ -20,7 +20,7 @@ from bkray.train.evaluate import evaluate
 from bkray.train.guard import Guard
 from bkray.train.optim import adamw, set_lr
 from bkray.train.probe import Probe
-from bkray.train.step import Step, optimizer_step
+from bkray.train.step import Step, TokenTally, optimizer_step
 from bkray.train.team import ALONE, Team
 from bkray.train.watch import Blocks
 
@@ -66,13 +66,11 @@ def step(
         trained or model,
         optimizer,
         [(part[:, :-1], part[:, 1:]) for part in rows],
-        config.model,
-        load_LE=load,
+        TokenTally(config.model, load, chunk),
         clip_norm=1e9,
         autocast=autocast,
         blocks=Blocks(model),
         guard=Guard(torch.device("cpu"), None, 0),
-        chunk=chunk,
         team=team,
     )
 

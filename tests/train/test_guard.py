@@ -12,7 +12,7 @@ from torch import nn
 from bkray.nn.lm import LanguageModel
 from bkray.train.guard import Guard
 from bkray.train.optim import adamw, set_lr
-from bkray.train.step import Step, optimizer_step
+from bkray.train.step import Step, TokenTally, optimizer_step
 from bkray.train.watch import Blocks
 
 CPU = torch.device("cpu")
@@ -47,8 +47,7 @@ def stepped(model: LanguageModel, optimizer: torch.optim.Optimizer, guard: Guard
         model,
         optimizer,
         [(tokens[:, :-1], tokens[:, 1:])],
-        config.model,
-        load_LE=torch.full((3, 2), 0.5),
+        TokenTally(config.model, torch.full((3, 2), 0.5)),
         clip_norm=0.5,
         autocast=torch.autocast("cpu", enabled=False),
         blocks=Blocks(model),

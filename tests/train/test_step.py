@@ -17,7 +17,7 @@ from bkray.nn.lm import LanguageModel, Prediction
 from bkray.nn.moe import Routing
 from bkray.train.guard import Guard
 from bkray.train.optim import adamw, set_lr
-from bkray.train.step import Numbers, losses, optimizer_step, token_loss_nats
+from bkray.train.step import Numbers, TokenTally, losses, optimizer_step, token_loss_nats
 from bkray.train.watch import Blocks
 
 OFF = torch.autocast("cpu", torch.bfloat16, enabled=False)
@@ -52,8 +52,7 @@ def one_step(
         model,
         optimizer,
         parts,
-        knobs,
-        load_LE=load,
+        TokenTally(knobs, load),
         clip_norm=clip_norm,
         autocast=OFF,
         blocks=Blocks(model),

@@ -17,7 +17,7 @@ from bkray.events import EvalDone, Event, StepsDone, TrialEnded, TrialStarted
 from bkray.train.checkpoint import NAME
 from bkray.train.guard import Guard
 from bkray.train.optim import adamw
-from bkray.train.step import optimizer_step
+from bkray.train.step import TokenTally, optimizer_step
 from bkray.train.team import ALONE, Team, check_shares
 from bkray.train.watch import Blocks
 from bkray.trial import run
@@ -181,8 +181,7 @@ def _steps(team: Team, tokens_BN: Tensor, n_experts: int) -> dict[str, Any]:
             trained,
             optimizer,
             [(own_BN, own_BN.roll(1, 1))],
-            config.model,
-            load_LE=load_LE,
+            TokenTally(config.model, load_LE),
             clip_norm=1.0,
             autocast=torch.autocast("cpu", torch.bfloat16, enabled=False),
             blocks=Blocks(model),
