@@ -72,8 +72,8 @@ class TimeScales:
         )
 
     def features(self, x_BLD: Tensor) -> Tensor:
-        """Return the features of rows, (B, F); each octave, and all energies together, have a
-        mean squared length of about 1 over the rows that were fitted to."""
+        """Return the features of rows, (B, F); over the rows that were fitted to, each octave has
+        a mean squared length of 1, and all energies together have that of all octaves."""
         x_BSC = self._coefficients(x_BLD)
         log_BE = _log_energies(self._energies(x_BSC), self.power_O)
         energy_BE = (log_BE - self.energy_mean_E) / self.energy_deviation_E
@@ -82,7 +82,7 @@ class TimeScales:
             / (self.power_O[i] * 2 * (high - low) * x_BSC.shape[2]).sqrt()
             for i, (low, high) in enumerate(self.octaves)
         ]
-        return torch.cat([*blocks, energy_BE / math.sqrt(energy_BE.shape[1])], dim=1)
+        return torch.cat([*blocks, energy_BE * math.sqrt(len(blocks) / energy_BE.shape[1])], dim=1)
 
     def _coefficients(self, x_BLD: Tensor) -> Tensor:
         """Return real and imaginary parts in turn, (B, S, C)."""

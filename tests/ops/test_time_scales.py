@@ -1,0 +1,73 @@
+"""The downstream classifier sees class differences at any time scale, and none where none is."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from bkray.ops.time_scales import (
+    MOST_CHANNELS,
+    TimeScales,
+    mean_features,
+    nearest_mean_accuracy,
+)
+
+L, D, ROWS = 96, 3, 80
+
+
+def made(cycles: float, seed: int, *, free_phase: bool = False) -> tuple[Tensor, Tensor]:
+    """Return rows of noise with a wave: its sign, or whether there is one, is the class."""
+    draw = torch.Generator().manual_seed(seed)
+    label_B = torch.arange(ROWS) % 2
+    phase_B = torch.rand(ROWS, generator=draw) * 2 * math.pi if free_phase else torch.zeros(ROWS)
+    angle_BL = 2 * math.pi * cycles * torch.arange(L) / L + phase_B[:, None]
+    size_B = label_B.float() if free_phase else 2.0 * label_B - 1
+    noise_BLD = torch.randn(ROWS, L, D, generator=draw).cumsum(1) / 10
+    wave_BL = (3 if free_phase else 1) * angle_BL.cos() * size_B[:, None]
+    return noise_BLD + wave_BL[..., None], label_B
+
+
+def accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
+    scales = TimeScales.fit([train[0]], *train[0].shape[1:])
+    means = [mean_features(scales, [train[0][train[1] == k]]) for k in (0, 1)]
+    return nearest_mean_accuracy(torch.stack(means), scales.features(test[0]), test[1])
+
+
+@pytest.mark.parametrize("cycles", [1, 5, 40])
+@pytest.mark.parametrize("free_phase", [False, True])
+def test_a_difference_is_seen_at_any_time_scale(cycles: int, free_phase: bool) -> None:
+    rows = [made(cycles, seed, free_phase=free_phase) for seed in (0, 1)]
+    assert accuracy(rows[0], rows[1]) > 0.9
+
+
+def test_without_a_difference_it_guesses() -> None:
+    (train, label_B), (test, _) = made(5, 0), made(5, 1)
+    train = train * (2 * label_B - 1)[:, None, None]
+    test = test * (2 * label_B - 1)[:, None, None]  # the wave has one sign in all rows
+    assert accuracy((train, label_B), (test, label_B)) == pytest.approx(0.5, abs=0.17)
+
+
+def test_every_octave_counts_alike_however_little_power_it_has() -> None:
+    x_BLD = made(5, 0)[0]
+    scales = TimeScales.fit([x_BLD[:30], x_BLD[30:]], L, D)
+    assert scales.octaves[0] == (0, 1) and scales.octaves[-1][1] == L // 2 + 1
+    feature_BF = scales.features(x_BLD)
+    edges = [2 * D * low for low, _ in scales.octaves] + [2 * D * (L // 2 + 1)]
+    sizes = [
+        float(feature_BF[:, a:b].square().sum(1).mean())
+        for a, b in pairwise(edges)
+    ]
+    assert sizes == pytest.approx([1.0] * len(sizes), rel=1e-3)
+    energies = float(feature_BF[:, edges[-1] :].square().sum(1).mean())
+    assert energies == pytest.approx(len(sizes), rel=0.05)
+
+
+def test_many_channels_are_projected_and_parts_do_not_matter() -> None:
+    x_BLD = torch.randn(12, 32, MOST_CHANNELS + 8, generator=torch.Generator().manual_seed(0))
+    scales = TimeScales.fit([x_BLD], 32, x_BLD.shape[2])
+    n_coefficients = 2 * (32 // 2 + 1) + len(scales.octaves)
+    assert scales.features(x_BLD).shape[1] == n_coefficients * MOST_CHANNELS
+    whole, parts = mean_features(scales, [x_BLD]), mean_features(scales, x_BLD.split(5))
+    assert torch.allclose(whole, parts, atol=1e-6)
