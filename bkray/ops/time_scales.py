@@ -1,4 +1,4 @@
-"""A plain classifier of sequences that sees all time scales alike: nearest class mean of features.
+"""A plain classifier of sequences that sees all time scales alike: nearest shrunken class mean.
 
 Letters: B rows, L frames, D channels, C channels looked at, S coefficients of a row, F features, K
 classes.
@@ -17,6 +17,9 @@ MOST_CHANNELS = 64
 
 FLOOR = 0.1
 """Of a band's usual energy: less of it is as good as none."""
+
+SHRINKAGE = 3.0
+"""Standard errors that a difference between classes must be above to count at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +75,8 @@ class TimeScales:
         )
 
     def features(self, x_BLD: Tensor) -> Tensor:
-        """Return the features of rows, (B, F); over the rows that were fitted to, each octave has
-        a mean squared length of 1, and all energies together have that of all octaves."""
+        """Return the features of rows, (B, F); over the rows that were fitted to, each octave, and
+        all energies together, have a mean squared length of 1."""
         x_BSC = self._coefficients(x_BLD)
         log_BE = _log_energies(self._energies(x_BSC), self.power_O)
         energy_BE = (log_BE - self.energy_mean_E) / self.energy_deviation_E
@@ -82,7 +85,7 @@ class TimeScales:
             / (self.power_O[i] * 2 * (high - low) * x_BSC.shape[2]).sqrt()
             for i, (low, high) in enumerate(self.octaves)
         ]
-        return torch.cat([*blocks, energy_BE * math.sqrt(len(blocks) / energy_BE.shape[1])], dim=1)
+        return torch.cat([*blocks, energy_BE / math.sqrt(energy_BE.shape[1])], dim=1)
 
     def _coefficients(self, x_BLD: Tensor) -> Tensor:
         """Return real and imaginary parts in turn, (B, S, C)."""
@@ -102,21 +105,42 @@ def _log_energies(energy_BOC: Tensor, power_O: Tensor) -> Tensor:
     return (FLOOR + energy_BOC / power_O[:, None]).log().flatten(1)
 
 
-def mean_features(scales: TimeScales, parts: Iterable[Tensor]) -> Tensor:
-    """Return the mean features of rows of one class, (F,), in float64."""
-    n_rows, total_F = 0, torch.zeros((), dtype=torch.float64)
-    for part in parts:
-        feature_BF = scales.features(part)
-        n_rows += len(feature_BF)
-        total_F = total_F + feature_BF.double().sum(0)
-    return total_F / n_rows
+def shrunken_means(scales: TimeScales, classes: Iterable[Iterable[Tensor]]) -> Tensor:
+    """Return the mean features of each class, (K, F), in float64, shrunken to the overall mean.
+
+    A class's difference from that mean loses ``SHRINKAGE`` standard errors, and what is left of
+    its sign: a feature that tells nothing apart then counts nowhere.
+
+    Args:
+        classes: for each class its rows in parts, (B, L, D) each.
+
+    Source: Tibshirani et al. 2002, PNAS 99(10), 6567-6572, with distances in the given scales.
+    """
+    counts, totals, squares = [], [], torch.zeros((), dtype=torch.float64)
+    for parts in classes:
+        n_rows, total_F = 0, torch.zeros((), dtype=torch.float64)
+        for part in parts:
+            feature_BF = scales.features(part).double()
+            n_rows += len(feature_BF)
+            total_F = total_F + feature_BF.sum(0)
+            squares = squares + feature_BF.square().sum(0)
+        counts.append(n_rows)
+        totals.append(total_F)
+    count_K1, mean_KF = torch.tensor(counts)[:, None], torch.stack(totals)
+    n_all, overall_F = sum(counts), mean_KF.sum(0) / sum(counts)
+    mean_KF = mean_KF / count_K1
+    within_F = (squares - (count_K1 * mean_KF.square()).sum(0)).clamp(min=0)
+    error_KF = (within_F / (n_all - len(counts)) * (1 / count_K1 - 1 / n_all)).sqrt()
+    apart_KF = mean_KF - overall_F
+    left_KF: Tensor = apart_KF.sign() * (apart_KF.abs() - SHRINKAGE * error_KF).clamp(min=0)
+    return overall_F + left_KF
 
 
 def nearest_mean_accuracy(mean_KF: Tensor, feature_BF: Tensor, label_B: Tensor) -> float:
     """Return the share of rows whose nearest class mean is that of their class.
 
-    It has no knob and draws no number, and stays sane with far more features than rows, where a
-    fitted map would lean on features that its training rows hardly have.
+    Nothing is random and nothing is tuned. It stays sane with far more features than rows, where
+    a fitted map would lean on features that its training rows hardly have.
     """
     distance_BK = torch.cdist(feature_BF.double(), mean_KF)
     return float((distance_BK.argmin(1) == label_B).double().mean())

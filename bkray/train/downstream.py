@@ -13,7 +13,7 @@ from torch import Tensor
 from bkray.data.of_generator import READ_ROWS, Standardised, in_parts
 from bkray.data.sequences import Whole
 from bkray.nn.vae import VAEGenerator, interpolated
-from bkray.ops.time_scales import TimeScales, mean_features, nearest_mean_accuracy
+from bkray.ops.time_scales import TimeScales, nearest_mean_accuracy, shrunken_means
 
 
 class Downstream(NamedTuple):
@@ -39,15 +39,11 @@ def downstream(
         output_length: frames that are generated.
     """
     source, known = data.source, _looked_at(data, per_class)
-    made_KF = torch.stack(
-        [
-            mean_features(
-                known.scales,
-                _made(model, k, known.per_class, output_length, source.n_frames),
-            )
-            for k in range(source.n_classes)
-        ]
+    made = (
+        _made(model, k, known.per_class, output_length, source.n_frames)
+        for k in range(source.n_classes)
     )
+    made_KF = shrunken_means(known.scales, made)
     return Downstream(
         nearest_mean_accuracy(made_KF, known.test_NF, known.label_N),
         nearest_mean_accuracy(known.real_KF, known.test_NF, known.label_N),
@@ -76,7 +72,7 @@ def _looked_at(data: Standardised, per_class: int) -> _Known:
     return _Known(
         scales,
         per_class,
-        torch.stack([mean_features(scales, _real(data, n[:per_class])) for n in of_class]),
+        shrunken_means(scales, (_real(data, n[:per_class]) for n in of_class)),
         torch.cat([scales.features(part) for part in _real(data, test)]),
         torch.from_numpy(source.label_N[test]),
     )
