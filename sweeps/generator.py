@@ -47,9 +47,9 @@ SWEEP = Sweep(
                 "data.n_channels": 16,
                 "data.n_per_class": 192,
                 "generator.hidden_dim": 256,
-                "train.steps": 600,
-                "train.eval_every": 300,
-                "train.checkpoint_every": 600,
+                "train.steps": 400,
+                "train.eval_every": 200,
+                "train.checkpoint_every": 400,
             },
         ),
         "full": Preset(
