@@ -21,7 +21,7 @@ from bkray.rungs import rows_at, rungs
 from bkray.train import attempts, checkpoint, measure
 from bkray.train.checkpoint import Progress
 from bkray.train.evaluate import Evaluation, evaluate
-from bkray.train.generate import GeneratorTask
+from bkray.train.generate import GeneratorTask, check_lengths
 from bkray.train.generating import check_room
 from bkray.train.language import LanguageTask
 from bkray.train.loop import train
@@ -51,10 +51,11 @@ def prepared(config: TrialConfig) -> Data:
 
     Raises:
         DataError: there is no such text or file, or too little of it.
-        ConfigError: a generator would not fit into the memory at hand.
+        ConfigError: a generator has other lengths than its data, or does not fit into memory.
     """
     if config.generator.acts:
         source = sequences(config.data)
+        check_lengths(config, source.n_frames)
         check_room(config, source)
         return source
     return prepare(config.data, config.model.n_seq)

@@ -40,9 +40,6 @@ class GeneratorTask:
     Losses are in nats per value of a row at the training length: the squared error over twice the
     variance of noise and the divergence from the prior, both times ``generator.kl_weight``, which
     is that variance.
-
-    Raises:
-        ConfigError: lengths that the data do not have.
     """
 
     kinds: Sequence[str] = ()
@@ -51,12 +48,10 @@ class GeneratorTask:
 
     def __init__(self, config: TrialConfig, source: Sequences) -> None:
         knobs = config.generator
-        n_frames = source.n_frames
-        _check_lengths(config.n_seq, knobs.output_sequence_length, n_frames)
         self.config, self.data = config, standardised(config.data, source)
         self.fingerprint = source.fingerprint
         self.warmup_steps = knobs.kl_warmup_steps or 0
-        self.output_length = knobs.output_sequence_length or n_frames
+        self.output_length = knobs.output_sequence_length or source.n_frames
 
     def model(self) -> VAEGenerator:
         model = generator_of(self.config, self.data.source)
@@ -138,7 +133,13 @@ class GeneratorTask:
         }
 
 
-def _check_lengths(training: int, output: int | None, n_frames: int) -> None:
+def check_lengths(config: TrialConfig, n_frames: int) -> None:
+    """Refuse lengths that the data do not have.
+
+    Raises:
+        ConfigError: more frames to train at than there are, or fewer to generate than to train at.
+    """
+    training, output = config.n_seq, config.generator.output_sequence_length
     if training > n_frames:
         raise ConfigError(
             f"generator.training_sequence_length must be at most {n_frames}, the length of the "

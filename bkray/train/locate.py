@@ -27,7 +27,8 @@ class Found(NamedTuple):
 def located(run: Run, steps: Sequence[Remembered], plain: Diagnosis, found: Found) -> Diagnosis:
     fault = found.fault
     taken = next((one for one in steps if one.step == found.step), None)
-    row = None if found.spot is None else _row(run, found)
+    in_text = found.spot is not None and run.task.vocabulary is not None
+    row = _row(run, found) if in_text else None
     batch: dict[str, int] | None = None
     if taken is not None and not found.is_validation:
         batch = dict(taken.batch)

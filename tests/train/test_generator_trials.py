@@ -1,0 +1,173 @@
+"""A generator's trial: the same loop, events, checkpoints and judge as a language model's."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from generators import tiny_generator
+
+from bkray.config import TrialConfig
+from bkray.data.of_generator import Standardised, sequences
+from bkray.errors import ConfigError, DataError
+from bkray.events import EvalDone, Event, Measured, StepsDone, TrialEnded, TrialStarted
+from bkray.nn.vae import VAEGenerator
+from bkray.train import checkpoint
+from bkray.train.generate import GeneratorTask
+from bkray.train.row_losses import evaluated
+from bkray.trial import compose, identify, open_checkpoint, prepared, run
+
+
+def played(config: TrialConfig, folder: Path | None = None) -> list[Event]:
+    return list(run(config, folder))
+
+
+def of(kind: type, events: list[Event]) -> list[Any]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+@pytest.fixture(scope="module")
+def events() -> list[Event]:
+    return played(tiny_generator())
+
+
+def test_a_trial_says_what_every_trial_says(events: list[Event]) -> None:
+    (started,), (ended,) = of(TrialStarted, events), of(TrialEnded, events)
+    assert (ended.outcome, ended.summary["steps"]) == ("ok", 8)
+    assert ended.summary["tokens"] == 8 * 8 * 8, "frames at the training length"
+    assert ended.summary["seq_len"] == 8
+    assert ended.summary["n_params"] == started.n_params > 0
+    assert [event.step for event in of(EvalDone, events)] == [4, 8]
+    assert set(of(StepsDone, events)[0].metrics) == {"train/kl_nats", "train/reconstruction_nats"}
+
+
+def test_the_numbers_of_the_table_are_those_of_the_events(events: list[Event]) -> None:
+    (measured,), (ended,) = of(Measured, events), of(TrialEnded, events)
+    last = of(EvalDone, events)[-1].metrics
+    assert ended.summary["explained_variance"] == last["generator/explained_variance"]
+    assert ended.summary["kl_nats"] == last["generator/kl_nats"] > 0
+    accuracy = measured.metrics["generator/downstream_accuracy"]
+    assert ended.summary["downstream_accuracy"] == accuracy
+    assert 0 <= accuracy <= 1
+    for name in ("training_peak_mib", "generation_peak_mib", "generation_seconds_per_row"):
+        assert measured.metrics[f"generator/{name}"] > 0
+    assert measured.metrics["generator/training_estimate_mib"] > 0
+
+
+def test_no_decoder_can_be_better_than_the_bound_of_pooling(events: list[Event]) -> None:
+    (measured,) = of(Measured, events)
+    known = {name.partition("/")[2]: value for name, value in measured.metrics.items()}
+    assert 0 < known["pooled_explained_variance"] < known["pooling_bound"] < 1
+
+
+def test_explained_variance_is_one_less_error_over_variance() -> None:
+    config = tiny_generator()
+    trial = compose(config, prepared(config), None)
+    rows = Standardised(sequences(config.data)).split("valid")
+    trial.model.eval()
+    with torch.no_grad():
+        said = trial.model(rows.x_NLD, rows.label_N)
+    expected = 1 - (said.full_BLD - rows.x_NLD).square().sum() / rows.x_NLD.square().sum()
+    found = evaluated(config, trial.model, rows, trial.autocast).metrics
+    assert found["generator/explained_variance"] == pytest.approx(float(expected), abs=1e-6)
+    assert trial.task.score(trial).metrics == found
+
+
+def test_a_trial_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    config = tiny_generator(augmentation="all", upsampling="learned")
+    whole = of(StepsDone, played(config))
+    asked = iter([None, ("interrupted", "by hand")])
+    first = list(run(config, tmp_path, stop=lambda: next(asked, None)))
+    assert of(TrialEnded, first)[0].outcome == "interrupted"
+    rest = of(StepsDone, played(config, tmp_path))
+    losses = [loss for event in of(StepsDone, first) + rest for loss in event.loss_nats]
+    assert losses == [loss for event in whole for loss in event.loss_nats]
+
+
+def test_accumulated_parts_train_on_the_same_loss() -> None:
+    knobs: dict[str, Any] = {"kl_weight": 0.1, "train.precision": "float64"}
+    losses = [
+        of(
+            StepsDone,
+            list(itertools.islice(run(tiny_generator(accumulation=n, **knobs), None), 2)),
+        )[0].loss_nats[0]
+        for n in (1, 2)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05), "but for the posterior's draws"
+
+
+def test_a_collapsed_posterior_is_an_end_of_its_own(tmp_path: Path) -> None:
+    config = tiny_generator(kl_weight=50.0, steps=200, lr=0.01, eval_every=200)
+    events = played(config, tmp_path)
+    (ended,) = of(TrialEnded, events)
+    assert ended.outcome == "diverged"
+    assert ended.step < 200
+    assert "posterior collapse" in ended.reason and "nats a row" in ended.reason
+    assert of(StepsDone, events)[-1].metrics["train/kl_nats"] < 0.05
+
+
+def test_a_divergence_is_seen_and_explained(tmp_path: Path) -> None:
+    config = tiny_generator(lr=3e3, clip_norm=1e9, steps=200, eval_every=200, kl_warmup_steps=0)
+    (ended,) = of(TrialEnded, played(config, tmp_path))
+    assert ended.outcome == "diverged"
+    assert not math.isnan(ended.step) and ended.step < 200
+    assert (tmp_path / "forensics" / "diagnosis.json").exists()
+
+
+def test_without_classes_nothing_is_said_downstream() -> None:
+    events = played(tiny_generator(conditioned=False, synthetic_per_class=None))
+    (ended,), (measured,) = of(TrialEnded, events), of(Measured, events)
+    assert ended.outcome == "ok" and ended.summary["downstream_accuracy"] is None
+    assert not [name for name in measured.metrics if "downstream" in name]
+
+
+def test_training_begins_with_the_weights_of_a_pretrained_one(tmp_path: Path) -> None:
+    played(tiny_generator(), tmp_path)
+    path = tmp_path / "checkpoints" / checkpoint.NAME
+    config = tiny_generator(pretrained=str(path), output_sequence_length=32)
+    model = GeneratorTask(config, sequences(config.data)).model()
+    saved = checkpoint.read(path)["model"]
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+    assert isinstance(model, VAEGenerator) and model.output_sequence_length == 32
+    other = tiny_generator(pretrained=str(path), latent_dim=5)
+    with pytest.raises(ConfigError, match=r"pretrained=.* is of a generator with other sizes"):
+        GeneratorTask(other, sequences(other.data)).model()
+    gone = tiny_generator(pretrained=str(tmp_path / "gone.pt"))
+    with pytest.raises(ConfigError, match=r"pretrained=.*gone.pt is no checkpoint"):
+        GeneratorTask(gone, sequences(gone.data)).model()
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        ({"training_sequence_length": 65}, r"training_sequence_length must be at most 64"),
+        ({"output_sequence_length": 4}, r"output_sequence_length must be at least"),
+    ],
+)
+def test_lengths_that_the_data_do_not_have_are_refused(knobs: dict[str, Any], said: str) -> None:
+    config = tiny_generator(**knobs)
+    with pytest.raises(ConfigError, match=said):
+        identify(config)
+
+
+def test_what_would_not_fit_is_refused_with_the_estimate() -> None:
+    config = tiny_generator(training_sequence_length=64, hidden_dim=2_000_000_000)
+    with pytest.raises(ConfigError, match=r"would take about .* GiB .* are free"):
+        identify(config)
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    made = dict.fromkeys(("n_frames", "n_channels", "n_classes", "n_per_class"))
+    config = tiny_generator(embeddings=str(tmp_path / "gone.npy"), **made)
+    with pytest.raises(DataError, match=r"gone.npy"):
+        identify(config)
+
+
+def test_verbs_of_language_models_refuse_a_generators_folder(tmp_path: Path) -> None:
+    from bkray.cluster.single import train_alone
+
+    train_alone(tiny_generator(), tmp_path, [])
+    with pytest.raises(ConfigError, match="holds a sequence generator"):
+        open_checkpoint(tmp_path)
