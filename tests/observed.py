@@ -26,7 +26,7 @@ from bkray.train.checkpoint import NAME
 from bkray.train.mismatch import cells
 from bkray.train.summary import dense_rival, reference_layers, timed_rows
 from bkray.train.window import train_window
-from bkray.trial import compose, run
+from bkray.trial import compose, prepared, run
 from sweeps.ladder import arms
 
 
@@ -183,7 +183,7 @@ def vocabulary(config: TrialConfig, folder: Path) -> Any:
 
 
 def fingerprint(config: TrialConfig, folder: Path) -> Any:
-    return prepare(config.data, config.model.n_seq).fingerprint
+    return prepared(config).fingerprint
 
 
 def threads(config: TrialConfig, folder: Path) -> Any:

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from generators import tiny_generator
+from generators import NOT_MADE, TINY, tiny_generator, write_embeddings
 
 from bkray.data.of_generator import RowBatches, Standardised, sequences, standardised
 from bkray.data.sequences import Sequences
+from bkray.overrides import build
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +70,7 @@ def test_an_epoch_has_every_row_once_in_an_order_of_its_seed(data: Standardised)
 def test_made_rows_are_kept_and_those_of_a_file_are_not(tmp_path: Path) -> None:
     config = tiny_generator().data
     assert standardised(config, sequences(config)) is standardised(config, sequences(config))
-    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(12, 9, 2)))
-    np.save(tmp_path / "a.labels.npy", np.arange(12) % 2)
-    spectra = {name: None for name in ("n_frames", "n_channels", "n_classes", "n_per_class")}
-    file = tiny_generator(embeddings=str(tmp_path / "a.npy"), **spectra).data
-    assert sequences(file).n_frames == 9
+    path = write_embeddings(tmp_path / "a.npy", seed=0)
+    file = build({**TINY, **NOT_MADE, "embeddings": str(path)}).data
+    assert sequences(file).n_frames == 12
     assert standardised(file, sequences(file)) is not standardised(file, sequences(file))

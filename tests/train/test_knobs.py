@@ -10,6 +10,14 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from generators import (
+    NOT_MADE,
+    TINY,
+    frames_generated,
+    rows_per_class,
+    write_embeddings,
+    write_generator,
+)
 from observed import (
     arm,
     checkpoint_at_3,
@@ -113,12 +121,19 @@ def build_narrow(config: TrialConfig, vocab_size: int) -> nn.Module:
 
 
 class Knob(NamedTuple):
-    """``path=other`` over ``SMALL`` and ``base`` changes what is ``seen``."""
+    """``path=other`` over ``small`` and ``base`` changes what is ``seen``."""
 
     path: str
     other: Any
     seen: Callable[[TrialConfig, Path], Any]
     base: Mapping[str, Any] = {}
+    small: Mapping[str, Any] = SMALL
+
+
+def of_generator(
+    path: str, other: Any, seen: Callable[[TrialConfig, Path], Any], **base: Any
+) -> Knob:
+    return Knob(path, other, seen, base, TINY)
 
 
 KNOBS = [
@@ -226,6 +241,28 @@ KNOBS = [
     Knob("mismatch.overlap", 0.25, late_losses_of_cells, LONGER),
     Knob("mismatch.windows", 8, late_losses_of_cells, LONGER),
     Knob("mismatch.items", 8, probed_items, LONGER),
+    of_generator("generator.training_sequence_length", 4, n_params),
+    of_generator("generator.output_sequence_length", 16, frames_generated),
+    of_generator("generator.latent_dim", 3, n_params),
+    of_generator("generator.hidden_dim", 8, n_params),
+    of_generator("generator.upsampling", "learned", n_params),
+    of_generator("generator.network", "bk", n_params),
+    of_generator(
+        "generator.conditioned", False, n_params, **{"generator.synthetic_per_class": None}
+    ),
+    of_generator("generator.augmentation", "masking", first_losses),
+    of_generator("generator.augmentation", "noise", first_losses),
+    of_generator("generator.augmentation", "mixup", first_losses),
+    of_generator("generator.kl_weight", 3.0, last_losses),
+    of_generator("generator.kl_warmup_steps", 0, last_losses),
+    of_generator("generator.synthetic_per_class", 2, rows_per_class),
+    of_generator("generator.pretrained", "other.pt", first_losses),
+    of_generator("data.embeddings", "other.npy", fingerprint, **NOT_MADE),
+    of_generator("data.spectrum", 0, fingerprint),
+    of_generator("data.n_frames", 48, fingerprint),
+    of_generator("data.n_channels", 3, fingerprint),
+    of_generator("data.n_classes", 4, fingerprint),
+    of_generator("data.n_per_class", 12, fingerprint),
     Knob("seed", 1, first_losses),
     Knob("threads", 2, threads),
     Knob("arm", "dense-2", arm),
@@ -234,10 +271,16 @@ KNOBS = [
 
 def two_configs(knob: Knob, text: Path, folder: Path) -> tuple[TrialConfig, TrialConfig]:
     """Return the base and the base with the knob changed."""
-    base = {**SMALL, "data.corpus": str(text), **knob.base}
-    other = knob.other
+    base, other = {**knob.small, **knob.base}, knob.other
+    if knob.small is SMALL:
+        base["data.corpus"] = str(text)
     if knob.path == "data.corpus":
         other = str(write_text(folder / other, seed=1))
+    elif knob.path == "generator.pretrained":
+        other = str(write_generator(folder / other))
+    elif knob.path == "data.embeddings":
+        base[knob.path] = str(write_embeddings(folder / "one.npy", seed=0))
+        other = str(write_embeddings(folder / other, seed=1))
     return build(base), build({**base, knob.path: other})
 
 
