@@ -19,6 +19,10 @@ def train(
         int | None, typer.Option(min=1, help="Train on so many Ray Train workers.")
     ] = None,
     gpus_per_worker: Annotated[float, typer.Option(help="GPUs of each worker.")] = 0.0,
+    settings: Annotated[
+        Path | None,
+        typer.Option(help="JSON or YAML of a generator under the guides' names; overrides win."),
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Train one trial: in this process without Ray or a server, or on Ray Train workers.
@@ -27,7 +31,10 @@ def train(
     """
     from bkray.overrides import build, parse
 
-    config = build(_climbing(parse(overrides or [])))  # a typo is told before torch is loaded
+    given = parse(overrides or [])
+    if settings is not None:
+        given = _guided(settings, given)
+    config = build(_climbing(given))  # a typo is told before torch is loaded
     from bkray.cluster.crew import Crew
     from bkray.cluster.single import train_alone
     from bkray.sinks.console import ConsoleView
@@ -54,11 +61,32 @@ def train(
         print(f"{ended['outcome']}: {'; '.join(filter(None, said))}; in {folder}")
     if ended["outcome"] == "interrupted":
         again = ["bkray", "train", *(overrides or []), "--out", str(folder)]
+        again += ["--settings", str(settings)] if settings is not None else []
         if crew is not None:
             again += ["--workers", str(crew.workers), "--gpus-per-worker", f"{crew.gpus:g}"]
         print(f"go on with: {shlex.join(again)}", file=sys.stderr)
         return INTERRUPTED
     return 0 if ended["outcome"] == "ok" else NO_SUCCESS
+
+
+def _guided(path: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """Return what a file under the guides' names asks for, with the overrides laid over it."""
+    from bkray.data.of_generator import sequences, standard_splits
+    from bkray.guides.generator import Rows, generator_overrides, read_settings
+    from bkray.overrides import build
+
+    own = {path: value for path, value in given.items() if path.startswith(("data.", "train."))}
+    config = build({**own, "generator.training_sequence_length": 2})
+    source = sequences(config.data)
+    n_train = len(standard_splits(source)["train"])
+    rows = Rows(source.n_frames, source.n_channels, n_train, source.n_classes)
+    asked = generator_overrides(read_settings(path), rows, batch_size=config.train.batch_size)
+    if not asked.trains:
+        raise ConfigError(
+            f"{path} asks for samples of a pretrained generator and trains none: set "
+            "generator_training_mode to true, or sample it with bkray.nn.vae.VAEGenerator"
+        )
+    return {**asked.overrides, **given}
 
 
 def _climbing(given: dict[str, Any]) -> dict[str, Any]:

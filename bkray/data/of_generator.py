@@ -48,6 +48,11 @@ def sequences(config: DataConfig) -> Sequences:
     )
 
 
+def standard_splits(source: Sequences) -> dict[str, Whole]:
+    """Return the row numbers of each split, the same ones for every trial."""
+    return splits(source.label_N, SPLIT_SEED)
+
+
 def standardised(config: DataConfig, source: Sequences) -> "Standardised":
     """Return the sequences standardised; made ones are kept for the next trial of the process."""
     return _made(config) if config.embeddings == SPECTRA else Standardised(source)
@@ -74,7 +79,7 @@ class Standardised:
 
     def __init__(self, source: Sequences) -> None:
         self.source = source
-        self.index = splits(source.label_N, SPLIT_SEED)
+        self.index = standard_splits(source)
         count, total_D, square_D = 0, np.zeros(source.n_channels), np.zeros(source.n_channels)
         for part in in_parts(self.index["train"]):
             rows = source.read(part).astype(np.float64)

@@ -80,6 +80,13 @@ def advice(record: Record, diagnosis: Diagnosis | None, config: dict[str, Any]) 
     lr, lower = config["optimizer.lr"], "lower optimizer.lr"
     warmer = f"raise optimizer.warmup_steps (it is {config['optimizer.warmup_steps']})"
     rule = record.verdict.rule
+    if rule == "collapse":
+        return [
+            f"lower generator.kl_weight (it is {config['generator.kl_weight']:g}): what varies "
+            "less is taken for noise",
+            f"raise generator.kl_warmup_steps (it is {config['generator.kl_warmup_steps']})",
+            "raise generator.training_sequence_length: pooling may have left nothing to tell",
+        ]
     if rule == "plateau":
         return [f"another optimizer.lr (it is {lr:g}), lower first; then more steps of warm-up"]
     if diagnosis is None or diagnosis.kind == "vanished":

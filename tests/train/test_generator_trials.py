@@ -7,16 +7,18 @@ from typing import Any
 import pytest
 import torch
 from generators import tiny_generator
+from ranks import in_team
 
 from bkray.config import TrialConfig
 from bkray.data.of_generator import Standardised, sequences
 from bkray.errors import ConfigError, DataError
-from bkray.events import EvalDone, Event, Measured, StepsDone, TrialEnded, TrialStarted
+from bkray.events import EvalDone, Event, Measured, StepsDone, TrialEnded, TrialStarted, rows
 from bkray.nn.vae import VAEGenerator
 from bkray.train import checkpoint
 from bkray.train.findings import FOLDER, read_diagnosis
 from bkray.train.generate import GeneratorTask
 from bkray.train.row_losses import evaluated
+from bkray.train.team import Team
 from bkray.trial import compose, identify, open_checkpoint, prepared, run
 
 
@@ -69,12 +71,12 @@ def test_no_decoder_can_be_better_than_the_bound_of_pooling(events: list[Event])
 def test_explained_variance_is_one_less_error_over_variance() -> None:
     config = tiny_generator()
     trial = compose(config, prepared(config), None)
-    rows = Standardised(sequences(config.data)).split("valid")
+    held = Standardised(sequences(config.data)).split("valid")
     trial.model.eval()
     with torch.no_grad():
-        said = trial.model(rows.x_NLD, rows.label_N)
-    expected = 1 - (said.full_BLD - rows.x_NLD).square().sum() / rows.x_NLD.square().sum()
-    found = evaluated(config, trial.model, rows, trial.autocast).metrics
+        said = trial.model(held.x_NLD, held.label_N)
+    expected = 1 - (said.full_BLD - held.x_NLD).square().sum() / held.x_NLD.square().sum()
+    found = evaluated(config, trial.model, held, trial.autocast).metrics
     assert found["generator/explained_variance"] == pytest.approx(float(expected), abs=1e-6)
     assert trial.task.score(trial).metrics == found
 
@@ -170,3 +172,23 @@ def test_verbs_of_language_models_refuse_a_generators_folder(tmp_path: Path) -> 
     train_alone(tiny_generator(), tmp_path, [])
     with pytest.raises(ConfigError, match="holds a sequence generator"):
         open_checkpoint(tmp_path)
+
+
+def numbers(events: list[Event]) -> list[Any]:
+    """Return all numbers of the steps and evaluations, but those of a clock."""
+    told = [row for event in of(StepsDone, events) + of(EvalDone, events) for row in rows(event)]
+    return [row for row in told if "seconds" not in row.name]
+
+
+def _events(team: Team, config: TrialConfig) -> list[Event]:
+    return list(run(config, None, team=team))
+
+
+@pytest.mark.slow
+def test_two_processes_are_told_the_same_and_end_alike(tmp_path: Path) -> None:
+    config = tiny_generator(batch_size=16, upsampling="learned", **{"train.steps": 12})
+    first, second = in_team(2, tmp_path, _events, config)
+    assert numbers(first) == numbers(second)
+    assert of(TrialEnded, first)[0].outcome == "ok"
+    alone = of(EvalDone, played(config))[-1].loss_nats
+    assert of(EvalDone, first)[-1].loss_nats == pytest.approx(alone, rel=0.05), "but for the draws"
