@@ -23,6 +23,7 @@ from bkray.train.checkpoint import Progress
 from bkray.train.evaluate import Evaluation, evaluate
 from bkray.train.generate import GeneratorTask, check_lengths
 from bkray.train.generating import check_room
+from bkray.train.hardware import autocast_of, device_of
 from bkray.train.language import LanguageTask
 from bkray.train.loop import train
 from bkray.train.optim import adamw
@@ -155,7 +156,7 @@ def compose(
         ConfigError: the batch cannot be shared evenly by the team.
     """
     check_shares(config.train, team.size * split)
-    device, autocast = _device(config), _autocast(config)
+    device, autocast = device_of(config), autocast_of(config)
     task: Task
     if isinstance(data, Sequences):
         task = GeneratorTask(config, data)
@@ -249,19 +250,3 @@ def evaluate_checkpoint(folder: Path, split: str) -> tuple[int, Evaluation]:
         chunk=config.train.chunk,
     )
     return trial.progress.step, score
-
-
-def _device(config: TrialConfig) -> torch.device:
-    name = config.train.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device=cuda, but torch sees no GPU here: use auto or cpu")
-    if name == "cpu" and config.train.precision == "bf16":
-        raise ConfigError("train.precision=bf16 needs a GPU: use float32 on a CPU")
-    return torch.device(name)
-
-
-def _autocast(config: TrialConfig) -> torch.autocast:
-    enabled = config.train.precision == "bf16"
-    return torch.autocast("cuda" if enabled else "cpu", torch.bfloat16, enabled=enabled)

@@ -6,15 +6,13 @@ Lengths are compared with the longest, seed by seed, generators that differ in n
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
-
 from bkray.report.comparison import LOST
-from bkray.sinks.parquet import read_rows
+from bkray.report.generator_rows import LENGTH, GeneratorRow, generator_rows
 from bkray.stats import Comparison, Interval, bootstrap_interval, compare
 
 QUOTED: Mapping[int, tuple[float, float]] = {
@@ -29,21 +27,7 @@ QUOTED: Mapping[int, tuple[float, float]] = {
 MARGIN = 0.02
 """Accuracy: generators that differ by less are called a tie. It is two rows of a hundred."""
 
-LENGTH = "generator.training_sequence_length"
 ACCURACY, VARIANCE = "downstream_accuracy", "explained_variance"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GeneratorRow:
-    """One trial: ``metrics`` by the names of ``train.generate``, without ``generator/``."""
-
-    trial_id: str
-    arm: str
-    seed: int
-    config: Mapping[str, Any]
-    outcome: str
-    n_params: int
-    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,25 +160,6 @@ def plain(lines: Sequence[Line]) -> dict[str, Any]:
     }
 
 
-def generator_rows(sweep_dir: Path) -> Iterator[GeneratorRow]:
-    """Yield the generators among the trials of a sweep, in the order of their proposals."""
-    folders = [path.parent for path in sweep_dir.glob("trials/*/config.json")]
-    for folder in sorted(folders, key=lambda one: _json(one / "proposal.json").get("number", 0)):
-        record, ended = _json(folder / "config.json"), _json(folder / "outcome.json")
-        if LENGTH not in record["config"]:
-            continue
-        is_over = bool(ended) and ended["attempt"] >= record["attempt"]
-        yield GeneratorRow(
-            trial_id=record["trial_id"],
-            arm=record["arm"],
-            seed=record["seed"],
-            config=record["config"],
-            outcome=ended["outcome"] if is_over else "interrupted",
-            n_params=record["n_params"],
-            metrics=_metrics(folder, ended["summary"]) if is_over else {},
-        )
-
-
 def _lines(variant: str, rows: Sequence[GeneratorRow]) -> list[Line]:
     by_length: dict[int, list[GeneratorRow]] = defaultdict(list)
     for row in rows:
@@ -238,17 +203,3 @@ def _told_apart(rows: Sequence[GeneratorRow]) -> list[str]:
 
 def _further(line: Line) -> int:
     return line.against_longest.further_seeds if line.against_longest else 0
-
-
-def _metrics(folder: Path, summary: Mapping[str, Any]) -> dict[str, float]:
-    rows = read_rows(folder)
-    told = rows.filter(pc.starts_with(rows["name"], "generator/")).to_pylist()
-    told.sort(key=lambda row: row["step"])
-    seen = {row["name"].removeprefix("generator/"): row["value"] for row in told}
-    names = ("train_seconds", "peak_memory_mib")
-    return seen | {name: summary[name] for name in names if summary.get(name) is not None}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return value
