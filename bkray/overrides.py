@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from bkray.config import ModelConfig, TrialConfig
+from bkray.config import MADE, SPECTRA, ModelConfig, TrialConfig
 from bkray.errors import ConfigError
 from bkray.knobs import acting_knobs, why_not_in_chunks
 
@@ -138,11 +138,18 @@ def acting(overrides: Overrides) -> dict[str, Any]:
 def giving_way(own: Overrides, chosen: Overrides) -> dict[str, Any]:
     """Return a sweep's own overrides with those that were chosen laid over them.
 
-    Of its own, ``ladder.lr_rule`` gives way to a climb, and ``train.chunk`` to a model that takes
-    whole rows alone; what was chosen stays, to be refused by name. Names are full config paths.
+    Of its own, ``ladder.lr_rule`` gives way to a climb, ``train.chunk`` to a model that takes
+    whole rows alone, and knobs of made embeddings to those of a file; what was chosen stays, to be
+    refused by name. Names are full config paths.
     """
     both = {**own, **chosen}
     idle = {"ladder.lr_rule"} if both.get("ladder.mode") == "carry" else set()
+    if both.get("data.embeddings", SPECTRA) != SPECTRA:
+        idle |= {f"data.{name}" for name in MADE}
+    if both.get("generator.conditioned") is False:
+        idle.add("generator.synthetic_per_class")
+    if both.get("generator.kl_weight") == 0:
+        idle.add("generator.kl_warmup_steps")
     try:
         model = build({k: v for k, v in acting(both).items() if k.startswith("model.")}).model
     except ConfigError:  # told when the whole is built

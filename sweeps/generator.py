@@ -14,6 +14,7 @@ SWEEP = Sweep(
     overview="a generator trained at 4 to 64 frames: variance kept, and accuracy downstream",
     base={
         "generator.training_sequence_length": 32,
+        "data.embeddings": "spectra",
         "train.batch_size": 32,
         "optimizer.lr": 2e-3,
     },

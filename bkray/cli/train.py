@@ -56,7 +56,8 @@ def train(
         print_json({"folder": str(folder), **ended})
     else:
         loss = ended["summary"].get("best_val_loss_nats")
-        best = "no validation" if loss is None else f"best validation loss {loss:.4f} nats/token"
+        unit = "nats/value" if config.generator.acts else "nats/token"
+        best = "no validation" if loss is None else f"best validation loss {loss:.4f} {unit}"
         said = [best, ended["stop_reason"], ended["summary"].get("advice")]
         print(f"{ended['outcome']}: {'; '.join(filter(None, said))}; in {folder}")
     if ended["outcome"] == "interrupted":

@@ -5,7 +5,7 @@ A config is built from *overrides*, a flat mapping from config paths to values
 ``None``, and setting it is an error, so two equal configs always mean the same trial.
 """
 
-from bkray.config.data import RECALL_DISTANCE, SPECTRA, DataConfig
+from bkray.config.data import MADE, RECALL_DISTANCE, SPECTRA, DataConfig
 from bkray.config.generator import GeneratorConfig
 from bkray.config.ladder import LadderConfig
 from bkray.config.mismatch import STRATEGIES, MismatchConfig
@@ -14,6 +14,7 @@ from bkray.config.training import OptimizerConfig, TrainConfig
 from bkray.config.trial import TrialConfig
 
 __all__ = (
+    "MADE",
     "RECALL_DISTANCE",
     "SPECTRA",
     "STRATEGIES",

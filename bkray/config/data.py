@@ -13,7 +13,7 @@ RECALL_DISTANCE = 1024
 SPECTRA = "spectra"
 """``data.embeddings`` that are made and not read."""
 
-_MADE: dict[str, Any] = {
+MADE: dict[str, Any] = {
     "spectrum": 2.0,
     "n_frames": 1214,
     "n_channels": 768,
@@ -58,14 +58,14 @@ class DataConfig(Section):
         if not isinstance(given, Mapping):
             return given
         source = given.get("embeddings")
-        made = [name for name in _MADE if given.get(name) is not None]
+        made = [name for name in MADE if given.get(name) is not None]
         if made and source != SPECTRA:
             raise ValueError(
                 f"data.{made[0]} does nothing with data.embeddings={source}: "
                 f"set data.embeddings={SPECTRA}"
             )
         if source == SPECTRA:
-            return {**given, **{k: v for k, v in _MADE.items() if k not in made}}
+            return {**given, **{k: v for k, v in MADE.items() if k not in made}}
         words = given.get("tokenizer") == "words"
         if given.get("vocab_size") is not None and not words:
             raise ValueError("data.vocab_size does nothing with data.tokenizer=bytes: it is 256")

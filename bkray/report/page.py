@@ -102,6 +102,7 @@ def _body(
 def _header(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
     pinned = record.get("overrides", {})
     settings = {"data.corpus": DataConfig().corpus, **record.get("base", {}), **pinned}
+    data = settings.get("data.embeddings", settings["data.corpus"])
     counts = Counter(map(_outcome, rows))
     outcomes = [f"{counts[name]} {name}" for name in (*OUTCOMES, "running") if counts[name]]
     known = {
@@ -111,7 +112,7 @@ def _header(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
         "preset": record.get("preset", ""),
         "sampler": record.get("sampler", ""),
         "overrides": " ".join(f"{path}={value}" for path, value in pinned.items()),
-        "data": f"{settings['data.corpus']} {record.get('data_hash', '')[:12]}",
+        "data": f"{data} {record.get('data_hash', '')[:12]}",
         "started": record.get("started", ""),
         "git": _commit(record.get("git")),
         "hardware": _hardware(record.get("hardware")),

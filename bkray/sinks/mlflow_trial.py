@@ -80,7 +80,8 @@ class TrialRun:
         run.tags["level"] = "seed" if several else "configuration"
         run.params |= dict(knobs(started, shown.swept))
         run.config = started.config
-        corpus = str(started.config.get("data.corpus", "unknown"))
+        known = (started.config.get(f"data.{name}") for name in ("embeddings", "corpus"))
+        corpus = str(next(filter(None, known), "unknown"))
         digest = started.data_hash[:_LONGEST_DIGEST]
         data = Dataset(corpus, digest, "local", json.dumps({"uri": corpus}))
         use = InputTag("mlflow.data.context", "training")

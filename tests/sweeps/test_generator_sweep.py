@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from generators import write_embeddings
 
 from bkray.cluster.tuner import SweepOptions, planned
+from bkray.errors import ConfigError
 from sweeps.generator import SWEEP
 
 Say = Callable[..., subprocess.CompletedProcess[str]]
@@ -33,6 +35,15 @@ def test_full_is_what_the_guides_describe() -> None:
     assert {(one.config.data.n_frames, one.config.data.n_channels) for one in plans} == {
         (1214, 768)
     }
+
+
+def test_embeddings_of_ones_own_take_the_place_of_made_ones(tmp_path: Path) -> None:
+    path = str(write_embeddings(tmp_path / "own.npy", seed=0))
+    own = SweepOptions(out=Path("none"), preset="small", overrides={"data.embeddings": path})
+    assert {one.config.data.embeddings for one in planned(SWEEP, own)} == {path}
+    asked = {"data.embeddings": path, "data.spectrum": 1}
+    with pytest.raises(ConfigError, match=r"data\.spectrum does nothing with data\.embeddings="):
+        planned(SWEEP, SweepOptions(out=Path("none"), preset="small", overrides=asked))
 
 
 def test_it_runs_to_its_end_and_goes_on_where_it_was(say_here: Say) -> None:
