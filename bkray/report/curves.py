@@ -30,7 +30,7 @@ def learning_curves(histories: Sequence[History], which: Which) -> Figure | None
     low, high = _reach(drawn)
     y = alt.Y(
         "losses:Q",
-        title=f"{which} loss (nats per token)",
+        title=f"{which} loss (nats)",
         scale=alt.Scale(domain=[low, high], nice=False, zero=False),
     )
     data = _data(drawn, high)
