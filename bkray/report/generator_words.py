@@ -98,7 +98,8 @@ def _answer(one: Answer) -> str:
             "downstream accuracy"
         )
     if one.undecided:
-        some = " and ".join(map(str, one.undecided))
+        *first, last = map(str, one.undecided)
+        some = f"{', '.join(first)} and {last}" if first else last
         seeds = f"{one.further_seeds} further seeds"
         if one.further_seeds >= MOST_FURTHER:
             seeds = f"{MOST_FURTHER} further seeds or more"
