@@ -1,5 +1,6 @@
 """Fixtures of the whole suite: one thread, a token cache of its own, a small text to train on."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -8,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import write_text
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read once, when triton is imported
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bkray.errors import ConfigError
+from bkray.ops.forms import form_for
 
 FORMS = {
     "reference": None,  # plain autograd through the loop below
     "cpu": "bkray.ops.tridiagonal_cpu",
     "torch": "bkray.ops.tridiagonal_torch",
+    "triton": "bkray.ops.tridiagonal_triton",
 }
 """Module of each form; a fast one offers ``forward`` and ``backward``, imported at first use."""
 
@@ -47,7 +49,8 @@ def causal_resolvent(
         eta_H: (H,), imaginary part of ``z``, above 0 (not checked: that would wait for a GPU).
         state_BFH: (B, F, H), the features of the site before, ``features[:, -1]`` of the chunk
             before; None at the start of a sequence.
-        form: a key of ``FORMS``, or "auto": "cpu" for tensors there, "torch" elsewhere.
+        form: a key of ``FORMS``, or "auto": "cpu" for tensors there, "triton" on CUDA where it is
+            installed, "torch" elsewhere. "triton" reads ``h`` and ``x`` as they are, in bf16 too.
 
     Returns:
         (B, N, F, H). ``|g| <= 1 / eta``, ``Im g > 0``, ``|y_t| <= ||x_{0..t}||_2 / eta`` from an
@@ -65,11 +68,13 @@ def causal_resolvent(
     else:
         inputs.append(state_BFH)
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in inputs) else torch.float32
-    raised = [t.to(dtype) for t in (h_BNH, x_BNKH, energy_H, eta_H, state_BFH)]
     if form == "auto":
-        form = "cpu" if h_BNH.device.type == "cpu" else "torch"
+        form = form_for(h_BNH.device)
     if form not in FORMS:
         raise ConfigError(f"form must be auto or one of {', '.join(FORMS)}, got {form!r}")
+    raised = [t.to(dtype) for t in (h_BNH, x_BNKH, energy_H, eta_H, state_BFH)]
+    if form == "triton":
+        raised[:2] = h_BNH, x_BNKH
     if form == "reference":
         return _reference(*raised)
     return cast(Tensor, _Resolvent.apply(FORMS[form], *raised))  # type: ignore[no-untyped-call]

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from resolvents import Shape, draw, error, with_gradients
 from torch import Tensor
 
 from bkray.errors import ConfigError
@@ -18,7 +19,6 @@ FLOAT32_ERROR = 1e-5
 """Times ``max(1, 0.02 / eta)``, for the median draw: near a resonance of a chain any float32 form,
 the plain loop too, answers the rounding of ``h - E - g`` by up to ``1 / eta^2``."""
 N_DRAWS = 5
-Shape = tuple[int, int, int, int, float]
 SHAPES: list[Shape] = [  # B, N, K, H, smallest eta
     (2, 37, 1, 3, 0.02),
     (1, 64, 0, 3, 0.02),
@@ -26,43 +26,13 @@ SHAPES: list[Shape] = [  # B, N, K, H, smallest eta
     (1, 1, 1, 3, 0.02),
     (2, 301, 1, 20, 0.001),
 ]
-every_form = pytest.mark.parametrize("form", FORMS)
+every_form = pytest.mark.parametrize("form", [form for form in FORMS if form != "triton"])
+"""Triton on the CPU is an interpreter, which is slow: see ``test_tridiagonal_triton``."""
 
 
 @pytest.fixture(autouse=True)
 def two_threads(one_thread: None) -> None:
     torch.set_num_threads(2)
-
-
-def draw(
-    B: int, N: int, K: int, H: int, eta: float, dtype: torch.dtype, seed: int = 0
-) -> list[Tensor]:
-    """h, x, energy, eta, state: the same numbers in every dtype."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    h_BNH, x_BNKH = normal(B, N, H) - 2, normal(B, N, K, H)
-    energy_H, eta_H = torch.linspace(-3.5, -0.5, H), torch.linspace(eta, 1, H)
-    state_BFH = causal_resolvent(h_BNH, x_BNKH, energy_H, eta_H, form="reference")[:, N // 2]
-    return [t.to(dtype) for t in (h_BNH, x_BNKH, energy_H, eta_H, state_BFH)]
-
-
-def with_gradients(inputs: list[Tensor], form: str) -> list[Tensor]:
-    """Features, then the gradients of all five inputs for fixed random weights of the features."""
-    leaves = [t.detach().requires_grad_() for t in inputs]
-    features = causal_resolvent(*leaves, form=form)
-    weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(5))
-    grads = torch.autograd.grad(features, leaves, weights.to(features.dtype))
-    return [features.detach(), *grads]
-
-
-def error(got: Tensor, expected: Tensor) -> float:
-    assert got.shape == expected.shape
-    if got.numel() == 0:
-        return 0.0
-    return float((got.double() - expected).abs().max() / expected.abs().max())
 
 
 def n_chunks_of_time(h: Tensor, *inputs: Tensor) -> int:
