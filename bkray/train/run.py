@@ -200,4 +200,17 @@ def _parts(run: Run, step: int) -> list[Part]:
     rows = rung_at(run.rungs, step).rows // run.split
     pairs = zip(*(torch.split(side, rows) for side in next(run.batches)), strict=True)
     own = run.team.share(rows)
-    return [(inputs[own].to(run.device), targets[own].to(run.device)) for inputs, targets in pairs]
+    return [
+        (_sent(inputs[own], run.device), _sent(targets[own], run.device))
+        for inputs, targets in pairs
+    ]
+
+
+def _sent(tokens_BN: Tensor, device: torch.device) -> Tensor:
+    """Return the tokens on the device, from pinned memory and without waiting for a GPU.
+
+    So the host is ahead of it within a window, and the next batch is there before it is needed.
+    """
+    if device.type == "cuda":
+        return tokens_BN.pin_memory().to(device, non_blocking=True)
+    return tokens_BN.to(device)

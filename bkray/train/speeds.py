@@ -176,9 +176,7 @@ def _in_turn(
 
 def _seconds(one: Pass, device: torch.device, now: Callable[[], float], repeats: int = 1) -> float:
     """Return the mean time of one pass."""
-    measure.wait(device)
-    start = now()
+    elapsed = measure.stopwatch(device, now)
     for _ in range(repeats):
         one()
-    measure.wait(device)
-    return (now() - start) / repeats
+    return elapsed() / repeats

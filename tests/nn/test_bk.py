@@ -5,7 +5,7 @@ import math
 import torch
 from torch.nn.functional import silu, softplus
 
-from bkray.nn.bk import BAND, POTENTIAL_GAIN, V_MAX, BKMixer
+from bkray.nn.bk import BAND, POTENTIAL_GAIN, V_MAX, BKMixer, bounded
 from bkray.ops.tridiagonal import causal_resolvent
 
 WIDTH, HEADS, VALUES = 16, 8, 3
@@ -43,14 +43,21 @@ def test_the_potential_starts_small() -> None:
 @torch.no_grad()
 def test_the_potential_stays_bounded_however_loud_the_token() -> None:
     """The resolvent sees h between -2 - V_MAX and -2 + V_MAX, so its features stay finite."""
-    bounded = mixer().double()
+    a_mixer = mixer().double()
     hidden = 1e8 * torch.randn(1, 12, WIDTH, dtype=torch.float64)
-    h = V_MAX * torch.tanh(bounded.potential(hidden) / V_MAX) - 2
+    h = V_MAX * torch.tanh(a_mixer.potential(hidden) / V_MAX) - 2
     assert (h + 2).abs().max() <= V_MAX
-    assert bounded(hidden, torch.arange(12)[None]).isfinite().all()
+    assert a_mixer(hidden, torch.arange(12)[None]).isfinite().all()
 
 
 @torch.no_grad()
+def test_bf16_loses_nothing_of_the_potential_but_what_it_came_with() -> None:
+    u = torch.linspace(-8, 8, 99).bfloat16()
+    exact = V_MAX * torch.tanh(u.double() / V_MAX)
+    assert (bounded(u) - exact).abs().max() <= 1e-6
+    assert bounded(u.double()).dtype == torch.float64
+
+
 def test_the_mixer_is_the_resolvent_normed_gated_and_projected() -> None:
     bk = mixer().double()
     hidden = torch.randn(2, 10, WIDTH, dtype=torch.float64)
