@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bkray.errors import ConfigError
+from bkray.ops.forms import form_for
 
 FORMS = {
     "reference": None,  # plain autograd through the loop below
     "cpu": "bkray.ops.selective_scan_cpu",
     "torch": "bkray.ops.selective_scan_torch",
+    "triton": "bkray.ops.selective_scan_triton",
 }
 """Module of each form; a fast one offers ``forward`` and ``backward``, imported at first use."""
 
@@ -48,7 +50,8 @@ def selective_scan(
         out_BNS: (B, N, S), how much of each state is read.
         skip_D: (D,), how much of ``x`` is read past the states.
         state_BSD: (B, S, D), the states behind the chunk before; None at the start of a sequence.
-        form: a key of ``FORMS``, or "auto": "cpu" for tensors there, "torch" elsewhere.
+        form: a key of ``FORMS``, or "auto": "cpu" for tensors there, "triton" on CUDA where it is
+            installed, "torch" elsewhere.
 
     Returns:
         ``y``, (B, N, D), and the last states, (B, S, D).
@@ -65,7 +68,7 @@ def selective_scan(
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in inputs) else torch.float32
     raised = [t.to(dtype) for t in inputs]
     if form == "auto":
-        form = "cpu" if x_BND.device.type == "cpu" else "torch"
+        form = form_for(x_BND.device)
     if form not in FORMS:
         raise ConfigError(f"form must be auto or one of {', '.join(FORMS)}, got {form!r}")
     if form == "reference":

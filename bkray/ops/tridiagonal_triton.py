@@ -19,6 +19,7 @@ import triton
 from torch import Tensor
 
 from bkray.errors import ConfigError
+from bkray.ops import tridiagonal_triton_back_kernels as back_kernels
 from bkray.ops import tridiagonal_triton_kernels as kernels
 
 WARP, BLOCK_LANES = 32, 64
@@ -82,13 +83,13 @@ def backward(features_BNFH: Tensor, grad_BNFH: Tensor, eta_H: Tensor) -> tuple[T
     sizes = (N, K, H, plan.n_lanes)
     if plan.n_chunks > 1:
         maps = new(plan.n_chunks - 1, 8, plan.n_lanes)
-        kernels.back_maps_kernel[plan.programs(plan.n_chunks - 1)](
+        back_kernels.back_maps_kernel[plan.programs(plan.n_chunks - 1)](
             features, grad, maps, *sizes, plan.n_sites, **_launch(BACK_AHEAD_SITES)
         )
-        kernels.ends_kernel[plan.programs(1)](
+        back_kernels.ends_kernel[plan.programs(1)](
             maps, ends, plan.n_lanes, plan.n_chunks - 1, **_launch(AHEAD_CHUNKS)
         )
-    kernels.backward_kernel[plan.programs(plan.n_chunks)](
+    back_kernels.backward_kernel[plan.programs(plan.n_chunks)](
         features, grad, ends, parts_BNKH, dx_BNKH, sums, dstate, *sizes, plan.n_sites,
         plan.n_chunks, **_launch(BACK_AHEAD_SITES),
     )  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 scan = pytest.importorskip("bkray.ops.tridiagonal_triton", reason="needs triton, of the dev extra")
+states = pytest.importorskip("bkray.ops.selective_scan_triton")
 SCRIPT = """
 import importlib, re, subprocess, sys, tempfile
 from pathlib import Path
@@ -15,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-kernels = importlib.import_module(sys.argv[1] + "_kernels")
+kernels = importlib.import_module(sys.argv[1])
 for name, *given in map(str.split, sys.argv[2:]):
     kernel = getattr(kernels, name)
     *constants, n_warps, wide = given
@@ -37,15 +38,25 @@ for name, *given in map(str.split, sys.argv[2:]):
     print(name, *re.findall(r"(?:STACK|LOCAL):(\\d+)", said))
 """
 
+CHANNELS, AHEAD, BACK = states.BLOCK_CHANNELS, states.AHEAD_SITES, states.BACK_AHEAD_SITES
 BLOCK, N_WARPS = scan.BLOCK_LANES, scan.BLOCK_LANES // scan.WARP
 LAUNCHES = {
-    "tridiagonal_triton": [
+    "tridiagonal_triton_kernels": [
         f"maps_kernel {BLOCK} {scan.AHEAD_SITES} {N_WARPS} maps",
         f"starts_kernel {BLOCK} {scan.AHEAD_CHUNKS} {N_WARPS} maps",
         f"forward_kernel {BLOCK} {scan.AHEAD_SITES} {N_WARPS} -",
+    ],
+    "tridiagonal_triton_back_kernels": [
         f"back_maps_kernel {BLOCK} {scan.BACK_AHEAD_SITES} {N_WARPS} -",
         f"ends_kernel {BLOCK} {scan.AHEAD_CHUNKS} {N_WARPS} -",
         f"backward_kernel {BLOCK} {scan.BACK_AHEAD_SITES} {N_WARPS} -",
+    ],
+    "selective_scan_triton_kernels": [
+        f"ends_kernel {CHANNELS} {AHEAD} 16 1 -",
+        f"borders_kernel {CHANNELS} 16 1 -",
+        f"forward_kernel {CHANNELS} {AHEAD} 16 1 -",
+        f"pulls_kernel {CHANNELS} {BACK} 16 1 -",
+        f"backward_kernel {CHANNELS} {BACK} 16 1 -",
     ],
 }
 """Kernel, its constants, warps and which argument is float64, as the modules launch them."""

@@ -57,12 +57,18 @@ def test_the_forms_agree_at_the_sizes_they_are_for(shape: tuple[int, int, int, i
     inputs = [torch.randn(B, N, H) - 2, torch.randn(B, N, K, H)]
     inputs += [torch.linspace(-3.5, -0.5, H), torch.linspace(0.02, 1, H)]
     exact = resolvents("cpu", [t.double() for t in inputs])
-    for form in ("triton", "torch"):
-        got = resolvents(form, [t.to(CUDA) for t in inputs])
-        errors = [
+
+    def errors(got: list[Tensor]) -> list[float]:
+        return [
             float((a - b).abs().max() / b.abs().max()) for a, b in zip(got, exact, strict=True)
         ]
-        assert errors[0] <= 1e-5 and max(errors) <= 1e-4, (form, errors)
+
+    # Of a million sites some are near a resonance, where any float32 form loses digits.
+    plain = errors(resolvents("cpu", inputs))
+    for form in ("triton", "torch"):
+        seen = errors(resolvents(form, [t.to(CUDA) for t in inputs]))
+        assert seen[0] <= max(1e-5, 4 * plain[0]), (form, seen, plain)
+        assert max(seen[1:]) <= max(1e-4, 4 * max(plain[1:])), (form, seen, plain)
 
 
 def test_auto_is_triton() -> None:
@@ -128,7 +134,8 @@ def little_memory() -> Iterator[None]:
 def test_memory_that_runs_out_is_an_outcome_and_the_next_trial_trains(
     text: Path, tmp_path: Path
 ) -> None:
-    wide = {"d_model": 1024, "n_heads": 64, "n_values": 16, "d_hidden": 4096, "batch_size": 64}
+    wide = {"d_model": 1024, "n_heads": 64, "n_values": 16, "d_hidden": 4096}
+    wide |= {"batch_size": 64, "n_seq": 128}
     for name, knobs, outcome in (("large", wide, "oom"), ("small", {"train.steps": 20}, "ok")):
         config = on_gpu(text, **knobs)
         trial_id, data_hash = identify(config)
