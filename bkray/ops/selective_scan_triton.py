@@ -3,6 +3,8 @@
 Shapes: B rows, N sites, D channels, S states per channel, C time chunks, G blocks of channels. A
 first pass finds what each chunk of time adds to the states, a short one goes from chunk to chunk
 (the states in front of a chunk, which backward needs too), the last one computes the sites.
+Backward also writes and reads the states in front of every ``BACK_AHEAD_SITES`` sites, for want of
+registers: at 16 states 64 bytes per site and channel beyond those of inputs and outputs.
 """
 
 from typing import NamedTuple

@@ -11,7 +11,7 @@ one before it: ``y`` there gets ``-u`` of gradient, ``g`` gets ``v``. Each lane 
 import triton
 import triton.language as tl
 
-from bkray.ops.tridiagonal_triton_kernels import of_lanes, times
+from bkray.ops.tridiagonal_triton_kernels import VARYING, of_lanes, times
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def _load_four(of_g, of_y, at, K, H, leads, valued):
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def back_maps_kernel(
     features, grad, maps, N, K, H, n_lanes, n_sites, BLOCK: tl.constexpr, AHEAD: tl.constexpr
 ):  # fmt: skip
@@ -86,7 +86,7 @@ def back_maps_kernel(
         tl.store(of_maps + j * n_lanes, entries[j], there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def ends_kernel(maps, ends, n_lanes, n_chunks, BLOCK: tl.constexpr, AHEAD: tl.constexpr):
     """Fill ``ends`` (C, 4, L): ``u`` and ``v`` of the site behind each chunk but the last one.
 
@@ -120,7 +120,7 @@ def ends_kernel(maps, ends, n_lanes, n_chunks, BLOCK: tl.constexpr, AHEAD: tl.co
             tl.store(of_end + 3 * n_lanes, v_im, known)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def backward_kernel(
     features, grad, ends, dh, dx, sums, dstate, N, K, H, n_lanes, n_sites, n_chunks,
     BLOCK: tl.constexpr, AHEAD: tl.constexpr,

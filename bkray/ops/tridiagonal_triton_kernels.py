@@ -13,6 +13,9 @@ them is computed: a load is slow, and the compiler moves none across a store.
 import triton
 import triton.language as tl
 
+VARYING = ["N", "n_sites", "n_chunks"]
+"""Arguments that change from batch to batch: no kernel is compiled anew for a special value."""
+
 
 @triton.jit
 def of_lanes(lanes, K, H, n_lanes):
@@ -43,7 +46,7 @@ def _step(h, energy, eta, g_re, g_im):
     return a * scale, c * scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def maps_kernel(
     h, x, energy, eta, maps, N, K, H, n_lanes, n_sites, BLOCK: tl.constexpr, AHEAD: tl.constexpr
 ):  # fmt: skip
@@ -124,7 +127,7 @@ def _of_state(state, row, inner, K, H):
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def starts_kernel(
     maps, state, starts, K, H, n_lanes, n_chunks, BLOCK: tl.constexpr, AHEAD: tl.constexpr
 ):  # fmt: skip
@@ -169,7 +172,7 @@ def starts_kernel(
             tl.store(of_start + 3 * n_lanes, y_im, known)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def forward_kernel(
     h, x, energy, eta, state, starts, features, N, K, H, n_lanes, n_sites, BLOCK: tl.constexpr,
     AHEAD: tl.constexpr,
