@@ -7,6 +7,7 @@ and ``--tiny`` (a small size on the CPU, which tries the script and measures not
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -90,6 +91,8 @@ def main(
     if not chosen.tiny and not torch.cuda.is_available():
         print(NO_GPU, file=sys.stderr)
         sys.exit(2)
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # read once, when triton is imported
     keep_freed_memory()
     torch.manual_seed(0)
     figure = Figure(name, title, chosen)
