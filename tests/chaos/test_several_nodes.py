@@ -166,7 +166,9 @@ def test_a_lost_node_costs_a_try_and_a_new_one_is_used(
 def test_a_trial_that_is_told_to_leave_goes_on_where_it_was(
     how: str, ray_nodes: RayNodes, sweep: Callable[..., Swept]
 ) -> None:
-    swept = sweep(1, "train.checkpoint_every=288", "train.eval_every=288")
+    steps = {"sigterm": 288, "drained": 1440}[how]  # Ray's mark is looked for every few seconds
+    lengths = (f"train.{name}={steps}" for name in ("steps", "checkpoint_every", "eval_every"))
+    swept = sweep(1, *lengths)
     swept.reaches("train", 1)
     ((raylet, trainer),) = ray_nodes.trainers().items()
     if how == "drained":

@@ -30,6 +30,7 @@ print(*preempted())
 
 
 def test_sigterm_and_a_drained_node_are_notices() -> None:
+    before = signal.getsignal(signal.SIGTERM)
     for drained in (False, True):
         said = subprocess.run(
             [sys.executable, "-c", PROGRAM.format(drained=drained)],
@@ -39,7 +40,7 @@ def test_sigterm_and_a_drained_node_are_notices() -> None:
         )
         assert said.returncode == 0, said.stderr
         assert said.stdout.strip() == f"interrupted {PREEMPTED}"
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_notice_costs_no_try(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 from standin import DIVERGES_ONCE, LOSS, SPEED, carry, point, sweep_of
 from views import Remembering
 
+from bkray.cluster.budget import Budget
 from bkray.cluster.carriers import Job
 from bkray.cluster.driver import Driver
 from bkray.cluster.ledger import Ledger
@@ -133,7 +134,7 @@ class _Bench:
         sweep = sweep_of(point(0.1), point(0.2), n_trials=2, objectives=BOTH)
         self.out = out
         self.ledger = Ledger(out, resolve(sweep, options(out, **chosen)))
-        self.driver = Driver(self.ledger, out, [], identify=standin.identify, deadline=None)
+        self.driver = Driver(self.ledger, out, [], identify=standin.identify, budget=Budget(out))
 
     def next_job(self) -> Job:
         job = self.driver.next_job()

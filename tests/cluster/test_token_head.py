@@ -171,7 +171,7 @@ try:
 except ray.exceptions.AuthenticationError as error:
     print("job:", str(error).splitlines()[0])
 try:
-    with session(address=gcs, threads=1, gpus=0):
+    with session(address=gcs, threads=1):
         print("joined")
 except ConfigError as error:
     print("sweep:", error)
@@ -181,6 +181,7 @@ except ConfigError as error:
 def test_another_process_without_the_token_can_neither_submit_nor_join(head: Head) -> None:
     words = [sys.executable, "-c", STRANGER, head.dashboard, head.gcs]
     said = subprocess.run(words, env=head.stranger, capture_output=True, text=True, timeout=120)
+    assert said.returncode == 0, said.stderr
     job, sweep = said.stdout.splitlines()
     assert job.startswith("job: Authentication required")
     assert sweep.startswith(f"sweep: the Ray cluster at address={head.gcs} asks for its token")
