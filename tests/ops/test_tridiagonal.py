@@ -26,8 +26,10 @@ SHAPES: list[Shape] = [  # B, N, K, H, smallest eta
     (1, 1, 1, 3, 0.02),
     (2, 301, 1, 20, 0.001),
 ]
-every_form = pytest.mark.parametrize("form", [form for form in FORMS if form != "triton"])
-"""Triton on the CPU is an interpreter, which is slow: see ``test_tridiagonal_triton``."""
+HERE = [form for form in FORMS if form != "triton"]
+"""Triton may be missing, wants a GPU's tensors, and is slow elsewhere: see
+``test_tridiagonal_triton``."""
+every_form = pytest.mark.parametrize("form", HERE)
 
 
 @pytest.fixture(autouse=True)
@@ -215,12 +217,12 @@ def test_the_two_sided_resolvent_stays_within_its_bounds(form: str) -> None:
 def test_two_sided_gradients_are_those_of_the_reference() -> None:
     h, x, energy, eta, _ = draw(2, 23, 2, 3, 0.02, torch.float64)
     grads = {}
-    for form in FORMS:
+    for form in HERE:
         leaves = [t.detach().requires_grad_() for t in (h, x, energy, eta)]
         features = two_sided_resolvent(*leaves, form=form)
         weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(5))
         grads[form] = torch.autograd.grad(features, leaves, weights.double())
-    for form in FORMS:
+    for form in HERE:
         for got, expected in zip(grads[form], grads["reference"], strict=True):
             assert error(got, expected) <= FLOAT64_ERROR
 

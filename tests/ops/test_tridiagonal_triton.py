@@ -10,7 +10,7 @@ from torch import Tensor
 from bkray.errors import ConfigError
 from bkray.ops import tridiagonal
 from bkray.ops.forms import form_for
-from bkray.ops.tridiagonal import causal_resolvent, two_sided_diagonal
+from bkray.ops.tridiagonal import causal_resolvent, two_sided_resolvent
 
 tridiagonal_triton = pytest.importorskip(
     "bkray.ops.tridiagonal_triton", reason="needs triton, of the dev extra"
@@ -166,10 +166,19 @@ def test_strided_and_expanded_tensors_are_read_as_they_are() -> None:
     assert leaf.grad is not None and leaf.grad.isfinite().all()
 
 
-def test_the_two_sided_diagonal_is_that_of_the_reference() -> None:
-    h, _, energy, eta, _ = there(draw(1, 20, 0, 3, 0.02, torch.float64))
-    expected = two_sided_diagonal(h, energy, eta, form="reference")
-    assert error(two_sided_diagonal(h, energy, eta, form="triton"), expected.cpu()) <= 1e-10
+def test_the_two_sided_resolvent_and_its_gradients_are_those_of_the_reference() -> None:
+    inputs = draw(2, 21, 2, 3, 0.02, torch.float64)[:4]
+    found = {}
+    for form, given in (("reference", inputs), ("triton", there(inputs))):
+        leaves = [t.requires_grad_() for t in given]
+        features = two_sided_resolvent(*leaves, form=form)
+        weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(5))
+        found[form] = [
+            features.detach(),
+            *torch.autograd.grad(features, leaves, weights.to(features)),
+        ]
+    for got, expected in zip(found["triton"], found["reference"], strict=True):
+        assert error(got, expected) <= 1e-10
 
 
 def test_gpus_take_triton_and_other_devices_do_not() -> None:
