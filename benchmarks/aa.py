@@ -37,7 +37,7 @@ def main() -> None:
     }
     for name, own in losses.items():
         print(f"{name}: mean {np.mean(own):.4f}, deviation {np.std(own, ddof=1):.4f} nats")
-    print(f"correlation over seeds: {np.corrcoef(*losses.values())[0, 1]:.2f}")
+    print(f"correlation over seeds: {np.corrcoef(list(losses.values()))[0, 1]:.2f}")
     for name, own in losses.items():
         for n_rivals in (1, 3):
             false = share_won(own, 0.0, n_rivals, arguments.draws)

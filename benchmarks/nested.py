@@ -24,7 +24,7 @@ def main() -> None:
     words.add_argument("--trials", type=int, default=20, help="trials in all, two of them dense")
     words.add_argument("--workers", type=int, default=2, help="workers of each trial")
     asked = words.parse_args()
-    with tempfile.TemporaryDirectory() as folder, session(address=None, threads=1, gpus=0) as ray:
+    with tempfile.TemporaryDirectory() as folder, session(address=None, threads=1) as ray:
         options = SweepOptions(
             out=Path(folder) / "sweep",
             preset="smoke",

@@ -43,9 +43,9 @@ STEPS = ((2_048, 1024), (8_192, 1024), (32_768, 1024), (131_072, 1024), (8_192, 
 def main() -> None:
     """Print both tables; one row of them as JSON where a child is asked for it."""
     if len(sys.argv) > 1:
-        kind, n_sites, chunk = sys.argv[1:]
+        kind, sites, held = sys.argv[1:]
         work = stream if kind == "stream" else step
-        print(json.dumps(work(int(n_sites), None if chunk == "None" else int(chunk))))
+        print(json.dumps(work(int(sites), None if held == "None" else int(held))))
         return
     for kind, rows in (("stream", STREAMS), ("step", STEPS)):
         print(

@@ -2,9 +2,9 @@
 
 Run it with ``bkray sweep compare --preset small``, on other text with ``data.corpus=PATH``. First
 each family tries three learning rates, for fewer steps and on a seed that the comparison does not
-have, and while any of them is best at its lowest or highest one, all try one more; then it trains
-with its best one on all seeds. Speed and memory are measured by length, each rival in turn with
-ours.
+have, and while any of them is best at its lowest or highest one, all try one more, up to five: a
+family may still be best at the end of those. Then it trains with its best one on all seeds. Speed
+and memory are measured by length, each rival in turn with ours.
 """
 
 import math

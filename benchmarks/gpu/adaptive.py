@@ -7,6 +7,8 @@ Untrained models of width 512 and 4 layers whose choices are set by hand, evalua
 ratio by the device's events, ``estimate`` layers over layers run, or sites over sites computed.
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -27,10 +29,10 @@ def measure_all(figure: Figure) -> None:
         ("ACT, nobody stops", {"halting_bias": -20.0}),
         ("ACT, half stop at layer 2", {"share_stopping_at_2": 0.5}),
     ):
-        figure.row({"who": name}, lambda h=halting: of_depth(figure, width, n_seq, h))
+        figure.row({"who": name}, partial(of_depth, figure, width, n_seq, halting))
     for bin_ in (0, BINS // 2 - 1, BINS - 1):
         name = f"learned length, bin {bin_ + 1} of {BINS}"
-        figure.row({"who": name}, lambda b=bin_: of_length(figure, width, n_seq, b))
+        figure.row({"who": name}, partial(of_length, figure, width, n_seq, bin_))
 
 
 def of_depth(figure: Figure, width: int, n_seq: int, halting: dict[str, float]) -> Row:

@@ -2,11 +2,10 @@
 
 Every figure is a script of its own with the options ``--out FOLDER`` (where ``<name>.md`` and
 ``<name>.json`` go, rewritten after every row), ``--seconds`` (after which no further row is begun)
-and ``--tiny`` (a small size on the CPU, which tries the script and measures nothing).
+and ``--tiny`` (a small size on the CPU, which tries the script, measures nothing and asks no bar).
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -26,7 +25,12 @@ from bkray.train import measure
 ROUNDS = 7
 LEAST_SECONDS = 0.02
 """Of one timing; shorter work is repeated within it."""
+MISSED_EXIT = 3
+"""Every row was measured, and a bar was missed."""
 NO_GPU = "this figure needs a CUDA device: run it on a GPU, or try the script with --tiny"
+
+MISSED = "MISSED"
+"""In the column of a bar."""
 
 Row = dict[str, Any]
 
@@ -39,6 +43,8 @@ class Figure:
         self.device = torch.device("cpu" if chosen.tiny else "cuda")
         self.rows: list[Row] = []
         self.broken = False
+        self.missed: list[str] = []
+        """Bars, each with the row that missed it."""
         self._ends = time.monotonic() + chosen.seconds
 
     def row(self, given: Row, measured: Callable[[], Row]) -> None:
@@ -51,23 +57,31 @@ class Figure:
                 found = measured()
             except torch.OutOfMemoryError:
                 found = {"note": "out of memory"}
-            except RuntimeError as error:
-                found = {"note": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+            except Exception as error:  # Triton's errors have no base but this one
+                said = str(error).strip().splitlines()[:1]
+                found = {"note": ": ".join([type(error).__name__, *said])}
                 self.broken = True
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
         self.rows.append({**given, **found})
+        who = " ".join(shown(value) for value in given.values())
+        self.missed += [f"{who}: {name}" for name, met in found.items() if met == MISSED]
         print(
             " ".join(f"{name}={shown(value)}" for name, value in self.rows[-1].items()), flush=True
         )
         self._write()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def bar(self, name: str, is_met: bool) -> Row:
+        """Return the column of a bar, which nothing of a tiny size can meet or miss."""
+        return {f"{name} met": "not asked" if self.tiny else "yes" if is_met else MISSED}
 
     def _write(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         where = {**machine(self.device), "tiny": self.tiny}
         write_json(
             self.out / f"{self.name}.json",
-            {"name": self.name, "title": self.title, **where, "rows": self.rows},
+            {"name": self.name, "title": self.title, **where, "missed": self.missed}
+            | {"rows": self.rows},
         )
         said = f"{where['device']}, commit {where['commit']}, torch {where['torch']}"
         write_text(
@@ -82,7 +96,11 @@ def main(
     seconds: float,
     words: list[str] | None = None,
 ) -> None:
-    """Run a figure's script; exit 1 where a row broke or was left out, 2 without a GPU."""
+    """Run a figure's script.
+
+    Exit 1 where a row broke or was left out, 2 without a GPU, 3 where all rows are there and a bar
+    was missed.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.gpu.{name}", description=title)
     parser.add_argument("--out", type=Path, default=Path("gpu-figures"))
     parser.add_argument("--seconds", type=float, default=seconds)
@@ -91,13 +109,13 @@ def main(
     if not chosen.tiny and not torch.cuda.is_available():
         print(NO_GPU, file=sys.stderr)
         sys.exit(2)
-    if not torch.cuda.is_available():
+    if chosen.tiny:
         os.environ["TRITON_INTERPRET"] = "1"  # read once, when triton is imported
     keep_freed_memory()
     torch.manual_seed(0)
     figure = Figure(name, title, chosen)
     measure_all(figure)
-    sys.exit(1 if figure.broken else 0)
+    sys.exit(1 if figure.broken else MISSED_EXIT if figure.missed else 0)
 
 
 def machine(device: torch.device) -> dict[str, str]:
@@ -153,9 +171,3 @@ def shown(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def read(folder: Path, name: str) -> dict[str, Any] | None:
-    """Return a figure as its script left it, or None if it left nothing."""
-    path = folder / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None

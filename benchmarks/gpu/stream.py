@@ -6,6 +6,8 @@ A BK model of about 10M parameters, untrained, bf16 autocast, scores random byte
 carried from chunk to chunk. Memory is to be that of one chunk, whatever the stream.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -38,7 +40,7 @@ def measure_all(figure: Figure) -> None:
 
     for n_tokens, chunk in TINY if figure.tiny else STREAMS:
         given = {"tokens": n_tokens, "chunk": chunk}
-        figure.row(given, lambda n=n_tokens, c=chunk: streamed(n, c))
+        figure.row(given, partial(streamed, n_tokens, chunk))
 
 
 if __name__ == "__main__":

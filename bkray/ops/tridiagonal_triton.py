@@ -26,10 +26,11 @@ WARP, BLOCK_LANES = 32, 64
 """Of a program: two warps, so that few lanes are idle where there are few heads."""
 AHEAD_SITES, BACK_AHEAD_SITES, AHEAD_CHUNKS = 16, 4, 4
 """Loaded at once: bytes in flight hide the memory's latency; more would not fit the registers."""
-LANES_PER_PROCESSOR = 512
-"""Lanes times chunks that keep one processor's memory busy: 16 warps with 32 loads each."""
+LANES_PER_PROCESSOR = 256
+"""Lanes times chunks that one processor holds: of its 65,536 registers 4 programs of 64 threads
+with 254 each, as forward has them, leave no room for a fifth. Arithmetic, measured on no GPU."""
 SHORTEST_CHUNK = 64
-"""Sites; what a chunk hands on is 120 bytes per lane, a site 24."""
+"""Sites of 24 bytes; what a chunk hands on is 120 bytes per lane, written and read."""
 
 
 class _Plan(NamedTuple):
@@ -55,18 +56,20 @@ def forward(
     features_BNFH = state.new_empty(B, N, 2 * (1 + K), H)
     starts = state.new_empty(plan.n_chunks - 1, 4, plan.n_lanes)
     sizes = (K, H, plan.n_lanes)
-    if plan.n_chunks > 1:
-        maps = state.new_empty(plan.n_chunks - 1, 13, plan.n_lanes, dtype=torch.float64)
-        kernels.maps_kernel[plan.programs(plan.n_chunks - 1)](
-            h, x, energy, eta, maps, N, *sizes, plan.n_sites, **_launch(AHEAD_SITES)
-        )
-        kernels.starts_kernel[plan.programs(1)](
-            maps, state, starts, *sizes, plan.n_chunks - 1, **_launch(AHEAD_CHUNKS)
-        )
-    kernels.forward_kernel[plan.programs(plan.n_chunks)](
-        h, x, energy, eta, state, starts, features_BNFH, N, *sizes, plan.n_sites,
-        **_launch(AHEAD_SITES),
-    )  # fmt: skip
+    # Triton launches on the current device.
+    with torch.cuda.device_of(features_BNFH):  # type: ignore[no-untyped-call]
+        if plan.n_chunks > 1:
+            maps = state.new_empty(plan.n_chunks - 1, 13, plan.n_lanes, dtype=torch.float64)
+            kernels.maps_kernel[plan.programs(plan.n_chunks - 1)](
+                h, x, energy, eta, maps, N, *sizes, plan.n_sites, **_launch(AHEAD_SITES)
+            )
+            kernels.starts_kernel[plan.programs(1)](
+                maps, state, starts, *sizes, plan.n_chunks - 1, **_launch(AHEAD_CHUNKS)
+            )
+        kernels.forward_kernel[plan.programs(plan.n_chunks)](
+            h, x, energy, eta, state, starts, features_BNFH, N, *sizes, plan.n_sites,
+            **_launch(AHEAD_SITES),
+        )  # fmt: skip
     return features_BNFH
 
 
@@ -81,18 +84,19 @@ def backward(features_BNFH: Tensor, grad_BNFH: Tensor, eta_H: Tensor) -> tuple[T
     ends, sums = new(plan.n_chunks - 1, 4, plan.n_lanes), new(plan.n_chunks, 2, B, width, H)
     dstate = new(4, B, width, H)
     sizes = (N, K, H, plan.n_lanes)
-    if plan.n_chunks > 1:
-        maps = new(plan.n_chunks - 1, 8, plan.n_lanes)
-        back_kernels.back_maps_kernel[plan.programs(plan.n_chunks - 1)](
-            features, grad, maps, *sizes, plan.n_sites, **_launch(BACK_AHEAD_SITES)
-        )
-        back_kernels.ends_kernel[plan.programs(1)](
-            maps, ends, plan.n_lanes, plan.n_chunks - 1, **_launch(AHEAD_CHUNKS)
-        )
-    back_kernels.backward_kernel[plan.programs(plan.n_chunks)](
-        features, grad, ends, parts_BNKH, dx_BNKH, sums, dstate, *sizes, plan.n_sites,
-        plan.n_chunks, **_launch(BACK_AHEAD_SITES),
-    )  # fmt: skip
+    with torch.cuda.device_of(features):  # type: ignore[no-untyped-call]
+        if plan.n_chunks > 1:
+            maps = new(plan.n_chunks - 1, 8, plan.n_lanes)
+            back_kernels.back_maps_kernel[plan.programs(plan.n_chunks - 1)](
+                features, grad, maps, *sizes, plan.n_sites, **_launch(BACK_AHEAD_SITES)
+            )
+            back_kernels.ends_kernel[plan.programs(1)](
+                maps, ends, plan.n_lanes, plan.n_chunks - 1, **_launch(AHEAD_CHUNKS)
+            )
+        back_kernels.backward_kernel[plan.programs(plan.n_chunks)](
+            features, grad, ends, parts_BNKH, dx_BNKH, sums, dstate, *sizes, plan.n_sites,
+            plan.n_chunks, **_launch(BACK_AHEAD_SITES),
+        )  # fmt: skip
     dh_BNH = parts_BNKH.sum(2) if K > 1 else parts_BNKH[:, :, 0]
     denergy_H, deta_H = sums.sum((0, 2, 3), dtype=torch.float64).to(features.dtype)
     dy_2BKH, dg_2BH = -dstate[:2, :, :K], dstate[2:].sum(2)
@@ -101,7 +105,8 @@ def backward(features_BNFH: Tensor, grad_BNFH: Tensor, eta_H: Tensor) -> tuple[T
 
 
 def _plan(h_BNH: Tensor, n_lanes: int) -> _Plan:
-    """Chunks enough to fill the device, but no more than the sites of one: they go in a row."""
+    """As many chunks as the device holds programs of at once, but no more than the sites of one,
+    for they go in a row. One chunk more would have most of the device wait for a second wave."""
     N, device = h_BNH.shape[1], h_BNH.device
     n_processors = 1
     if device.type == "cuda":
@@ -110,7 +115,8 @@ def _plan(h_BNH: Tensor, n_lanes: int) -> _Plan:
         raise ConfigError(
             f"form=triton needs a GPU, or TRITON_INTERPRET=1 in the environment, got {device}"
         )
-    wanted = min(-(-n_processors * LANES_PER_PROCESSOR // n_lanes), math.isqrt(N))
+    n_held = n_processors * LANES_PER_PROCESSOR // BLOCK_LANES
+    wanted = min(n_held // triton.cdiv(n_lanes, BLOCK_LANES), math.isqrt(N))
     n_sites = max(SHORTEST_CHUNK, -(-N // max(1, wanted)))
     n_sites = -(-n_sites // AHEAD_SITES) * AHEAD_SITES
     return _Plan(n_lanes, n_sites, -(-N // n_sites))

@@ -55,8 +55,9 @@ def maps_kernel(
     With ``g_t = p_{t-1} / p_t`` and ``y_t = q_t / p_t`` both recurrences are linear: ``p_t = (h_t
     - z) p_{t-1} - p_{t-2}``, ``q_t = x_t p_{t-1} - q_{t-1}``. Columns a and b are ``(p, p of the
     site before, q)`` behind the chunk from ``p_{-1} = 1``, and from ``p_{-2} = 1``; ``sign`` is
-    ``q`` from ``q_{-1} = 1``. All of one lane may be multiplied by one number, and is, so that
-    nothing overflows.
+    ``q`` from ``q_{-1} = 1``. All of one lane may be multiplied by one number, and is behind
+    every ``AHEAD`` sites. Between, a column may grow by ``|h - z|`` a site: at 16 sites that
+    overflows float64 from ``|h|`` of about 1e19 on, and what is behind is NaN.
     """
     chunk = tl.program_id(1)
     lanes = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

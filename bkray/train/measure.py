@@ -99,10 +99,12 @@ def stopwatch(
         start = now()
         return lambda: now() - start
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    begin.record()
+    with torch.cuda.device(device):  # an event is recorded on the current device
+        begin.record()
 
     def seconds() -> float:
-        end.record()
+        with torch.cuda.device(device):
+            end.record()
         end.synchronize()
         return float(begin.elapsed_time(end)) / 1e3
 

@@ -19,12 +19,15 @@ from triton.compiler import ASTSource
 kernels = importlib.import_module(sys.argv[1])
 for name, *given in map(str.split, sys.argv[2:]):
     kernel = getattr(kernels, name)
-    *constants, n_warps, wide = given
+    *constants, n_warps, wide = [each for each in given if "=" not in each]
+    special = dict(each.split("=") for each in given if "=" in each)
     constants = dict(zip([p.name for p in kernel.params if p.is_constexpr], map(int, constants)))
     types = {}
     for argument in kernel.arg_names:
         is_number = argument[0].isupper() or argument.startswith("n_")
         types[argument] = "i32" if is_number else "*fp64" if argument == wide else "*fp32"
+    types |= dict.fromkeys(filter(None, special.pop("bf16", "").split(",")), "*bf16")
+    constants |= {each: int(value) for each, value in special.items()}
     types |= dict.fromkeys(constants, "constexpr")
     places = {(kernel.arg_names.index(each),): value for each, value in constants.items()}
     source = ASTSource(fn=kernel, signature=types, constexprs=places)
@@ -40,11 +43,15 @@ for name, *given in map(str.split, sys.argv[2:]):
 
 CHANNELS, AHEAD, BACK = states.BLOCK_CHANNELS, states.AHEAD_SITES, states.BACK_AHEAD_SITES
 BLOCK, N_WARPS = scan.BLOCK_LANES, scan.BLOCK_LANES // scan.WARP
+LOW = "K=1 bf16=h,x"
+"""An argument of 1 is a constant to Triton; inputs may be bf16."""
 LAUNCHES = {
     "tridiagonal_triton_kernels": [
         f"maps_kernel {BLOCK} {scan.AHEAD_SITES} {N_WARPS} maps",
         f"starts_kernel {BLOCK} {scan.AHEAD_CHUNKS} {N_WARPS} maps",
         f"forward_kernel {BLOCK} {scan.AHEAD_SITES} {N_WARPS} -",
+        f"maps_kernel {BLOCK} {scan.AHEAD_SITES} {N_WARPS} maps {LOW}",
+        f"forward_kernel {BLOCK} {scan.AHEAD_SITES} {N_WARPS} - {LOW}",
     ],
     "tridiagonal_triton_back_kernels": [
         f"back_maps_kernel {BLOCK} {scan.BACK_AHEAD_SITES} {N_WARPS} -",
@@ -59,7 +66,8 @@ LAUNCHES = {
         f"backward_kernel {CHANNELS} {BACK} 16 1 -",
     ],
 }
-"""Kernel, its constants, warps and which argument is float64, as the modules launch them."""
+"""Kernel, its constants, warps, which argument is float64 and what is special, as the modules
+launch them."""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")

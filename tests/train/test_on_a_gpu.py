@@ -71,6 +71,18 @@ def test_the_forms_agree_at_the_sizes_they_are_for(shape: tuple[int, int, int, i
         assert max(seen[1:]) <= max(1e-4, 4 * max(plain[1:])), (form, seen, plain)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_kernels_run_and_watches_look_at_the_device_of_their_tensors() -> None:
+    other = torch.device("cuda", 1)
+    inputs = [torch.randn(1, 200, 4), torch.randn(1, 200, 1, 4), torch.zeros(4), torch.ones(4)]
+    expected = resolvents("cpu", inputs)
+    elapsed = stopwatch(other)
+    got = resolvents("triton", [t.to(other) for t in inputs])
+    assert torch.cuda.current_device() == 0 and elapsed() > 0
+    for a, b in zip(got, expected, strict=True):
+        assert float((a - b).abs().max() / b.abs().max()) <= 1e-4
+
+
 def test_auto_is_triton() -> None:
     inputs = [torch.randn(1, 40, 4), torch.randn(1, 40, 1, 4), torch.zeros(4), torch.ones(4)]
     given = [t.to(CUDA) for t in inputs]
