@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks.judging import paired
-from bkray.nn.act import ActDepth
+from bkray.nn.act import ActDepth, HaltingUnit
 from bkray.nn.build import language_model
 from bkray.overrides import build
 from bkray.train.step import losses
@@ -57,6 +57,7 @@ def model(
     built = language_model(config.model, VOCABULARY)
     if isinstance(built.depth, ActDepth):
         for layer, unit in enumerate(built.depth.halting, start=1):
+            assert isinstance(unit, HaltingUnit)
             bias = halting_bias
             if share_stopping_at_2 is not None:
                 bias = 0.0 if layer == 2 else -20.0

@@ -134,7 +134,7 @@ def run(shape: dict[str, Any], n_rows: int, n_frames: int, phase: str) -> None:
         optimizer.zero_grad(set_to_none=True)
         said = model(x_BLD, labels, full_length=learned)
         loss = vae_loss(said, 1.0, full_target_BLD=x_BLD if learned else None)
-        loss.total_nats.backward()
+        torch.autograd.backward(loss.total_nats)
         del said, loss
         optimizer.step()
 

@@ -141,7 +141,7 @@ def kept_for_backward(model: LanguageModel, tokens_BN: Tensor, targets_BN: Tenso
     hidden_BND = model.embed(tokens_BN)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
         said = model.run(hidden_BND)
-    token_loss_nats(said, targets_BN).mean().backward()
+    torch.autograd.backward(token_loss_nats(said, targets_BN).mean())
     logits = said.logits_BNV
     return sum(kept.values()) - kept.get(logits.untyped_storage().data_ptr(), 0)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "report"))
 
-from made_sweep import write_act_sweep
+from made_sweep import write_act_sweep  # type: ignore[import-not-found]
 
 N_OPENED = 5
 BARS = {16: 3.0, 200: 10.0}

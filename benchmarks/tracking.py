@@ -40,6 +40,7 @@ from bkray.sinks.parquet import ParquetSink
 from bkray.sinks.sink import Null, Sink
 from bkray.sweep import Objective, Preset, Sweep, Trial
 from bkray.train.run import Stop
+from bkray.train.team import ALONE, Team
 from sweeps.act import SWEEP as ACT
 
 N_TRIALS, BLOCK = 1000, 100
@@ -86,6 +87,7 @@ def page_through(tracking: Tracking) -> None:
 
     client = MlflowClient(tracking.uri)
     experiment = client.get_experiment_by_name("stub")
+    assert experiment is not None
     wanted = "tags.sweep_run = 'writer' and tags.level = 'configuration'"
     losses: list[float] = []
     pages: list[float] = []
@@ -240,7 +242,9 @@ def identify(config: TrialConfig) -> tuple[str, str]:
     return trial_id(config, "none", "0"), "none"
 
 
-def stub(config: TrialConfig, folder: Path, *, sweep: str, stop: Stop) -> Iterator[Event]:
+def stub(
+    config: TrialConfig, folder: Path, *, sweep: str, stop: Stop, team: Team = ALONE
+) -> Iterator[Event]:
     """Train nothing: the loss is a bowl over the learning rate."""
     loss = 1 + (math.log10(config.optimizer.lr) + 2.5) ** 2
     yield from stub_events(identify(config)[0], sweep, flatten(config), loss)
@@ -262,8 +266,14 @@ def stub_events(
         data_hash="none",
     )
     for step in (16, 32, 48, 64):
-        windows = {"loss_nats": (loss_nats + 1 / step,) * 16, "grad_norm": (1.0,) * 16}
-        yield StepsDone(step=step, tokens=step, lr=0.1, window_seconds=0.1, **windows)
+        yield StepsDone(
+            step=step,
+            tokens=step,
+            loss_nats=(loss_nats + 1 / step,) * 16,
+            grad_norm=(1.0,) * 16,
+            lr=0.1,
+            window_seconds=0.1,
+        )
         yield EvalDone(step=step, tokens=step, split="val", loss_nats=loss_nats + 1 / step)
     summary = {"best_val_loss_nats": loss_nats, "final_val_loss_nats": loss_nats, "steps": 64}
     yield TrialEnded(step=64, outcome="ok", reason="", summary=summary)
