@@ -158,7 +158,7 @@ def test_strided_and_expanded_tensors_are_read_as_they_are() -> None:
 
 
 def test_the_two_sided_resolvent_and_its_gradients_are_those_of_the_reference() -> None:
-    inputs = draw(2, 21, 2, 3, 0.02, torch.float64)[:4]
+    inputs = draw(1, 13, 2, 2, 0.02, torch.float64)[:4]
     found = {}
     for form, given in (("reference", inputs), ("triton", there(inputs))):
         leaves = [t.requires_grad_() for t in given]
