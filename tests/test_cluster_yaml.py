@@ -6,11 +6,9 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import tomllib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import pytest
 import yaml
 
 from bkray.cluster.cluster_file import commands, groups
+from tests.metadata import metadata
 from tests.servers import answers, free_port, wait_until
 from tests.shell import lint
 
@@ -165,44 +164,11 @@ def test_the_environment_is_made_once(tmp_path: Path) -> None:
     assert (tmp_path / "env/pyvenv.cfg").stat().st_mtime_ns == before
 
 
-class Metadata(BaseHTTPRequestHandler):
-    """What a machine of EC2 is told about itself, and only with a token."""
-
-    def do_PUT(self) -> None:
-        self.say(200, "a-token")
-
-    def do_GET(self) -> None:
-        knows = self.headers["X-aws-ec2-metadata-token"] == "a-token"
-        known = knows and self.path == "/latest/meta-data/ami-id"
-        self.say(200 if known else 401, "ami-0123")
-
-    def say(self, status: int, text: str) -> None:
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-@contextmanager
-def metadata() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 def test_workers_boot_from_the_image_of_the_head(tmp_path: Path) -> None:
     bootstrap = tmp_path / "ray_bootstrap_config.yaml"
     bootstrap.write_text(json.dumps(CLUSTER))
     command = only(CLUSTER["head_start_ray_commands"], "ami-id")
-    with metadata() as address:
+    with metadata({"ami-id": "ami-0123"}) as address:
         run_at(tmp_path, command.replace(METADATA, address))
         assert METADATA in command
     seen = json.loads(bootstrap.read_text())

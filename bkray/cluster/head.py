@@ -2,9 +2,10 @@
 
 ``FILE`` is the cluster file as Ray leaves it on the head, in JSON. ``volume`` attaches the volume
 that holds ``~/runs`` and prints its device; ``artifacts`` prints where MLflow keeps artifacts, as
-a line for systemd. Both rest on the machine's role: no key is read.
+a line for systemd; ``exports`` prints who may mount ``~/runs``, as a line for NFS. No key is read.
 """
 
+import ipaddress
 import json
 import os
 import sys
@@ -19,6 +20,8 @@ from bkray.errors import ClusterError
 
 VOLUME_TAG = "bkray-runs"
 """The volume of ``~/runs`` has it, with the name of the cluster."""
+WIDEST_PREFIX = 8
+"""No private network is wider (10.0.0.0/8, RFC 1918)."""
 _METADATA = "http://169.254.169.254"
 _SECONDS = 300
 
@@ -55,6 +58,38 @@ def bucket_of(cluster: Mapping[str, Any]) -> str:
             "cluster file, below cluster_name"
         )
     return bucket
+
+
+def exports(cluster: Mapping[str, Any]) -> str:
+    """Return the line of ``exports(5)`` that lets the machines of one network mount ``~/runs``.
+
+    The network is ``metadata.network``; on AWS, where that is missing, all of the VPC.
+
+    Raises:
+        ClusterError: it is missing elsewhere, no network, or wider than a private one can be.
+    """
+    given = (cluster.get("metadata") or {}).get("network")
+    if not given and cluster["provider"]["type"] != "aws":
+        raise ClusterError("metadata.network is missing: the range of addresses of the machines")
+    networks = [network_of(str(one)) for one in ([given] if given else _vpc())]
+    return " ".join(
+        [f"{Path.home()}/runs", *(f"{one}(rw,sync,no_subtree_check)" for one in networks)]
+    )
+
+
+def network_of(text: str) -> str:
+    """Return a range of addresses that is narrow enough to be trusted, such as ``10.0.0.0/16``.
+
+    Raises:
+        ClusterError: it is none, or wider than /8.
+    """
+    try:
+        found = ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ClusterError(f"metadata.network={text}: {error}; write it as 10.0.0.0/16") from None
+    if found.prefixlen < WIDEST_PREFIX:
+        raise ClusterError(f"metadata.network={text} is wider than /{WIDEST_PREFIX}")
+    return str(found)
 
 
 def attach_volume(ec2: Any, machine: Machine, *, cluster: str, gib: int) -> str:
@@ -125,14 +160,23 @@ def _wait(ec2: Any, state: str, volume: str) -> None:
 
 def this_machine() -> Machine:
     """Return this machine, from the service that EC2 answers every machine by."""
+    instance, zone = _metadata("instance-id", "placement/availability-zone")
+    return Machine(instance, zone)
+
+
+def _vpc() -> list[str]:
+    """Return the ranges of addresses of the network that this machine is in."""
+    [mac] = _metadata("mac")
+    [ranges] = _metadata(f"network/interfaces/macs/{mac}/vpc-ipv4-cidr-blocks")
+    return ranges.split()
+
+
+def _metadata(*names: str) -> list[str]:
     root = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", _METADATA).rstrip("/")
     lives = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
     token = _ask(f"{root}/latest/api/token", lives, method="PUT")
     known = {"X-aws-ec2-metadata-token": token}
-    return Machine(
-        instance=_ask(f"{root}/latest/meta-data/instance-id", known),
-        zone=_ask(f"{root}/latest/meta-data/placement/availability-zone", known),
-    )
+    return [_ask(f"{root}/latest/meta-data/{name}", known).strip() for name in names]
 
 
 def _ask(address: str, headers: dict[str, str], method: str = "GET") -> str:
@@ -142,11 +186,14 @@ def _ask(address: str, headers: dict[str, str], method: str = "GET") -> str:
 
 
 def main() -> None:
-    """Print the device of ``~/runs``, or systemd's line of where artifacts go."""
+    """Print the device of ``~/runs``, or a line: of artifacts for systemd, of who mounts for NFS."""
     what, file = sys.argv[1:]
     cluster = json.loads(Path(file).expanduser().read_text())
     if what == "artifacts":
         print(f"MLFLOW_ARTIFACTS={artifacts(cluster)}")
+        return
+    if what == "exports":
+        print(exports(cluster))
         return
     import boto3
 

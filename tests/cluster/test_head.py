@@ -1,12 +1,10 @@
 """What the head does to itself, against EC2 of moto and a metadata service of our own."""
 
 import json
-import threading
 from collections.abc import Iterator
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import boto3
 import pytest
@@ -14,6 +12,7 @@ from moto import mock_aws
 
 from bkray.cluster import head
 from bkray.errors import ClusterError
+from tests.metadata import metadata
 
 ZONE = "us-west-2a"
 CLUSTER = {
@@ -78,41 +77,10 @@ def test_a_volume_that_another_machine_keeps_is_an_error(
         head.attach_volume(ec2, machine(ec2), cluster="three", gib=7)
 
 
-class Metadata(BaseHTTPRequestHandler):
-    """What a machine of EC2 is told about itself, and only with a token."""
-
-    KNOWN: ClassVar = {
-        "/latest/meta-data/instance-id": "i-0",
-        "/latest/meta-data/placement/availability-zone": ZONE,
-    }
-
-    def do_PUT(self) -> None:
-        self.say(200, "a-token")
-
-    def do_GET(self) -> None:
-        known = self.headers["X-aws-ec2-metadata-token"] == "a-token"
-        self.say(200 if known else 401, self.KNOWN.get(self.path, ""))
-
-    def say(self, status: int, text: str) -> None:
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
 def test_a_machine_asks_who_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        address = f"http://127.0.0.1:{server.server_port}/"
-        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", address)
-        try:
-            assert head.this_machine() == head.Machine("i-0", ZONE)
-        finally:
-            server.shutdown()
-            thread.join()
+    with metadata({"instance-id": "i-0", "placement/availability-zone": ZONE}) as address:
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"{address}/")
+        assert head.this_machine() == head.Machine("i-0", ZONE)
 
 
 @pytest.mark.parametrize(("provider", "uri"), [("aws", "s3"), ("gcp", "gs")])
