@@ -3,7 +3,6 @@
 import configparser
 import inspect
 import json
-import os
 import re
 import shlex
 import shutil
@@ -18,7 +17,7 @@ import yaml
 
 from bkray.cli.sweep import sweep
 from tests.kuberay import RAY_JOB
-from tests.shell import lint, program
+from tests.shell import lint
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -170,38 +169,3 @@ def test_the_service_of_mlflow_is_one_that_systemd_takes(tmp_path: Path) -> None
     here.write_text(re.sub(r"ExecStart=\S+", "ExecStart=/bin/true", text))
     read = subprocess.run([analyze, "verify", str(here)], capture_output=True, text=True)
     assert "mlflow.service" not in read.stderr + read.stdout
-
-
-SUDO = """
-case $1 in
-    blkid) exit "$BLKID" ;;
-    tee) cat > /dev/null ;;
-esac
-echo "$*" >> "$SAID"
-"""
-
-
-def mount(tmp_path: Path, blkid: int) -> tuple[int, list[str]]:
-    """What mount-runs.sh lets root do to a disk of which ``blkid -p`` says this status."""
-    said = tmp_path / "said"
-    said.write_text("")
-    program(tmp_path, "sudo", SUDO)
-    device = tmp_path / "device"
-    device.touch()
-    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "BLKID": str(blkid), "SAID": str(said)}
-    words = ["sh", str(DEPLOY / "mount-runs.sh"), str(device), str(tmp_path / "runs")]
-    done = subprocess.run(words, env=os.environ | own, capture_output=True, timeout=30)
-    return done.returncode, [line.split()[0] for line in said.read_text().splitlines()]
-
-
-def test_an_empty_disk_is_formatted_and_mounted(tmp_path: Path) -> None:
-    assert mount(tmp_path, blkid=2) == (0, ["mkfs.ext4", "tee", "mount", "chown"])
-
-
-def test_a_disk_that_holds_something_is_never_formatted(tmp_path: Path) -> None:
-    assert mount(tmp_path, blkid=0) == (0, ["tee", "mount", "chown"])
-
-
-@pytest.mark.parametrize("blkid", [1, 4, 8])
-def test_a_disk_that_cannot_be_read_is_left_alone(tmp_path: Path, blkid: int) -> None:
-    assert mount(tmp_path, blkid) == (1, [])

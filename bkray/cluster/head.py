@@ -186,7 +186,7 @@ def _ask(address: str, headers: dict[str, str], method: str = "GET") -> str:
 
 
 def main() -> None:
-    """Print the device of ``~/runs``, or a line: of artifacts for systemd, of who mounts for NFS."""
+    """Print the device of ``~/runs``, or a line: for systemd of artifacts, for NFS of networks."""
     what, file = sys.argv[1:]
     cluster = json.loads(Path(file).expanduser().read_text())
     if what == "artifacts":
