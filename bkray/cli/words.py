@@ -82,10 +82,11 @@ def n_gpus(text: str) -> float:
 
 def where_to_look(uri: str, runs: Path, path: str | None) -> str:
     """Return the address of a page on a server, or how to serve it and where it is then."""
+    from bkray.sinks.addresses import without_password
     from bkray.sinks.mlflow import ui_address
 
     if uri.startswith("http"):
-        return uri.rstrip("/") + (path or "")
+        return without_password(uri.rstrip("/")) + (path or "")
     return f"bkray ui --runs {shlex.quote(str(runs))}" + (
         f"\n  then {ui_address(5000)}{path}" if path else ""
     )

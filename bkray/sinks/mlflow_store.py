@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import logging
 import os
-import re
 import sys
 import threading
 import warnings
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from bkray import atomic
 from bkray.errors import TrackingError
+from bkray.sinks.addresses import without_password
 
 _ANSWER_SECONDS = 15.0  # for a store that neither answers nor refuses
 _CREATION_SECONDS = 120.0  # mlflow makes a new database by dozens of migrations, on a busy machine
@@ -43,7 +43,7 @@ class Tracking:
     @property
     def shown(self) -> str:
         """The address as others may see it, without a password."""
-        return _without_password(self.uri)
+        return without_password(self.uri)
 
 
 def open_store(runs_dir: Path) -> Tracking:
@@ -153,7 +153,7 @@ def _ask(uri: str, advice: str, seconds: float) -> None:
     with _without_deprecations():
         thread.start()
         thread.join(seconds)
-    shown = _without_password(uri)
+    shown = without_password(uri)
     if thread.is_alive():
         raise TrackingError(
             f"the MLflow store {shown} gave no answer in {seconds:.0f} s to a request for "
@@ -162,7 +162,7 @@ def _ask(uri: str, advice: str, seconds: float) -> None:
     if failures:
         raise TrackingError(
             f"the MLflow store {shown} did not answer a request for its experiments: {advice} "
-            f"({_without_password(first_line(failures[0]))})"
+            f"({first_line(failures[0])})"
         ) from failures[0]
 
 
@@ -191,12 +191,8 @@ def _remove_default_experiment(uri: str) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Return what to tell the user of an error, which with mlflow may hold a whole traceback."""
-    return (str(error).strip() or repr(error)).splitlines()[0]
-
-
-def _without_password(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//***@", text)
+    """Return what to tell of an error, which with mlflow may hold a traceback and a password."""
+    return without_password((str(error).strip() or repr(error)).splitlines()[0])
 
 
 @contextmanager
