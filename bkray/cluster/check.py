@@ -13,11 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from bkray.cluster import prices
+from bkray.cluster import open_ports, prices
 from bkray.cluster.cluster_file import (
     UNWRITTEN,
     Group,
-    commands,
     groups,
     prepare,
     read_yaml,
@@ -26,10 +25,7 @@ from bkray.cluster.cluster_file import (
 from bkray.errors import ClusterError
 
 _PINNED = ("ray", "torch", "mlflow", "optuna")
-_LOOPBACK = {"127.0.0.1", "localhost"}
-_EVERYBODY = {"0.0.0.0/0", "::/0"}
-_SSH = 22
-_HOST_OPTION = re.compile(r"--(?:dashboard-)?host[= ]([^\s]+)")
+_PIN = re.compile(r"(?m)^([\w.-]+) *== *([^\s;#]+)")
 _TOKEN_FILE = "~/.ray/auth_token"
 
 
@@ -121,7 +117,7 @@ def _versions(cluster: Mapping[str, Any]) -> Iterator[Finding]:
     if pins is None or not pins.exists():
         yield Finding("versions", "error", "file_mounts brings no constraints.txt to the nodes")
         return
-    there = dict(line.split("==") for line in pins.read_text().split())
+    there = dict(_PIN.findall(pins.read_text()))
     here = {name: version(name).partition("+")[0] for name in _PINNED}
     for name in _PINNED:
         if here[name] != there.get(name):
@@ -162,27 +158,24 @@ def _boot_image(node: Mapping[str, Any]) -> str:
 
 
 def _ports(cluster: Mapping[str, Any]) -> Iterator[Finding]:
-    bad = list(_open_ports(cluster["provider"]))
-    for name, command in commands(cluster):
-        hosts = [host for host in _HOST_OPTION.findall(command) if host not in _LOOPBACK]
-        bad += [f"{name} serves on {host}: only 127.0.0.1 stays closed" for host in hosts]
+    looks = (open_ports.served, open_ports.let_in, open_ports.mounted)
+    bad = [text for look in looks for text in look(cluster)]
     yield from (Finding("ports", "error", text) for text in bad)
+    own = open_ports.own_groups(cluster)
+    if own:
+        text = f"{', '.join(own)}: rules of your own groups are not in the file, not looked at"
+        yield Finding("ports", "note", text)
     if not bad:
-        yield Finding("ports", "ok", "ssh alone; dashboard and MLflow on the head's loopback")
-
-
-def _open_ports(provider: Mapping[str, Any]) -> Iterator[str]:
-    for rule in (provider.get("security_group") or {}).get("IpPermissions", []):
-        ranges = [one.get("CidrIp") for one in rule.get("IpRanges", [])]
-        ranges += [one.get("CidrIpv6") for one in rule.get("Ipv6Ranges", [])]
-        first, last = rule.get("FromPort", -1), rule.get("ToPort", -1)
-        if _EVERYBODY & set(ranges) and (first, last) != (_SSH, _SSH):
-            yield f"provider.security_group opens ports {first} to {last} to everybody"
+        where = "commands, run_options, provider.security_group and metadata.network"
+        yield Finding("ports", "ok", f"found nothing open in {where}; nothing else was looked at")
 
 
 def _token(cluster: Mapping[str, Any]) -> Iterator[Finding]:
-    setup = [command for name, command in commands(cluster) if name == "setup_commands"]
-    if not any("RAY_AUTH_MODE=token" in command for command in setup):
+    modes = list(open_ports.modes(cluster))
+    others = [f"{place} sets RAY_AUTH_MODE={mode}" for place, mode in modes if mode != "token"]
+    for other in others:
+        yield Finding("token", "error", f"{other}: with anything but token Ray asks nobody")
+    if ("setup_commands", "token") not in modes and not others:
         yield Finding("token", "error", "no setup command sets RAY_AUTH_MODE=token")
     if _TOKEN_FILE not in (cluster.get("file_mounts") or {}):
         yield Finding("token", "error", f"file_mounts brings no {_TOKEN_FILE} to the nodes")

@@ -125,19 +125,26 @@ def _group(name: str, kind: Mapping[str, Any], head: bool) -> Group:
 
 
 def commands(cluster: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield every command that a node will run, with the name of its list."""
-    for name, value in cluster.items():
-        if name.endswith("_commands"):
-            yield from ((name, str(command)) for command in value or [])
+    """Yield every command that a node will run, with the place of its list."""
+    for place, text in leaves(cluster):
+        if place.endswith("_commands") and text is not None:
+            yield place, str(text)
 
 
-def unwritten(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+def unwritten(cluster: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield what the user has not written yet, with its place in the file."""
+    for place, text in leaves(cluster):
+        if isinstance(text, str) and UNWRITTEN in text:
+            yield place, text
+
+
+def leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield everything in the file that holds nothing else, with its place."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            yield from unwritten(inner, f"{place}.{name}" if place else str(name))
+            yield from leaves(inner, f"{place}.{name}" if place else str(name))
     elif isinstance(value, list):
         for inner in value:
-            yield from unwritten(inner, place)
-    elif isinstance(value, str) and UNWRITTEN in value:
+            yield from leaves(inner, place)
+    else:
         yield place, value

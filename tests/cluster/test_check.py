@@ -88,7 +88,11 @@ def replaced(old: str, new: str) -> Change:
         (lambda c: c.pop("metadata"), "bucket: .*missing"),
         (open_port, "ports: .*8265 to 8265 to everybody"),
         (replaced("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0"), "ports: .*0.0.0.0"),
-        (replaced("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled"), "token: no setup command"),
+        (
+            replaced("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled"),
+            "token: setup_commands sets .*=disabled",
+        ),
+        (replaced("RAY_AUTH_MODE=token", ""), "token: no setup command"),
         (lambda c: c["file_mounts"].pop("~/.ray/auth_token"), "token: file_mounts"),
         (lambda c: c["file_mounts"].update({"~/x": "no/such"}), "files: .*no/such is not here"),
         (lambda c: c["file_mounts"].pop("~/bkray/constraints.txt"), "versions: .*no constraints"),
