@@ -83,10 +83,12 @@ def test_every_pod_of_the_job_sees_the_folder_of_runs() -> None:
     job = manifests()["RayJob"]
     words = shlex.split(job["spec"]["entrypoint"])
     runs = words[words.index("--runs") + 1]
+    user = int(next(rest for kind, rest in instructions() if kind == "USER"))
     for template in templates(job):
         [container] = template["spec"]["containers"]
         [mount] = container["volumeMounts"]
         assert mount["mountPath"] == runs
+        assert template["spec"]["securityContext"] == {"fsGroup": user}
         assert container["resources"]["requests"] == container["resources"]["limits"]
 
 

@@ -43,16 +43,35 @@ def check(
 
 
 @app.command(epilog="Example: bkray cluster up cluster.yaml")
-def up(cluster: File = Path("cluster.yaml"), prices: Prices = None, yes: Yes = False) -> int:
-    """Check a cluster file, then start the cluster (ray up)."""
+def up(
+    cluster: File = Path("cluster.yaml"),
+    prices: Prices = None,
+    yes: Yes = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="With --yes: restart Ray where a head runs.")
+    ] = False,
+) -> int:
+    """Check a cluster file, then start the cluster (ray up).
+
+    Where a head runs already, Ray is restarted on it: every job and sweep
+    there ends. The question says so, and --yes alone does not do it.
+    """
     from bkray.cluster.check import check as look
+    from bkray.cluster.cluster_file import read_yaml
+    from bkray.cluster.provider import running_head
     from bkray.cluster.provider import up as start
 
     found = look(cluster, prices)
     _print(found)
     if not found.ok:
         raise ClusterError(f"nothing was started: mend the errors of {cluster} above")
-    _ask(yes, "Start it?")
+    question = "Start it?"
+    _must_be_answered(yes, question)
+    if head := running_head(read_yaml(cluster)):
+        question = f"{head} is its head already. Ray restarts, and what runs there ends. Go on?"
+        if yes and not restart:
+            raise ClusterError(f"{question} Give --restart beside --yes")
+    _ask(yes, question)
     start(cluster)
     print(
         f"up. Next: bkray cluster verify {cluster}, and at the end: bkray cluster down {cluster}"
@@ -62,8 +81,8 @@ def up(cluster: File = Path("cluster.yaml"), prices: Prices = None, yes: Yes = F
 
 @app.command(epilog="Example: bkray cluster verify cluster.yaml --nodes 3")
 def verify(
-    cluster: File = Path("cluster.yaml"),
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes that must answer.")] = 1,
+    cluster: Annotated[Path | None, typer.Argument(metavar="[CLUSTER.yaml]")] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes that must answer; one by default.")] = 1,
     gpus: Annotated[int, typer.Option(min=0, help="GPUs of each of them.")] = 0,
     wait: Annotated[float, typer.Option(min=1, help="Seconds for nodes to come.")] = 900.0,
     address: Annotated[
@@ -71,7 +90,7 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Run a job of five seconds on every node and compare what the nodes have.
+    """Run a job of five seconds on so many nodes (--nodes) and compare what they have.
 
     Without --address it is run on the head of the file's cluster, by ssh.
     An autoscaler is asked for nodes that are missing; they cost until
@@ -81,8 +100,14 @@ def verify(
         from bkray.cluster.provider import run_on_head
 
         words = f"--nodes {nodes} --gpus {gpus} --wait {wait:g}{' --json' if as_json else ''}"
-        run_on_head(cluster, f"bkray cluster verify --address auto {words}")
+        run_on_head(
+            cluster or Path("cluster.yaml"), f"bkray cluster verify --address auto {words}"
+        )
         return 0
+    if cluster is not None:
+        raise ClusterError(
+            f"give {cluster} or --address {address}, not both: the file does nothing"
+        )
     from bkray.cluster.verify import verify as run
 
     found = run(address=address, nodes=nodes, gpus=gpus, wait_seconds=wait)
@@ -114,10 +139,14 @@ def down(cluster: File = Path("cluster.yaml"), yes: Yes = False, as_json: AsJson
     return 0
 
 
+def _must_be_answered(yes: bool, question: str) -> None:
+    if not yes and not sys.stdin.isatty():
+        raise ClusterError(f"{question} Nobody is there to answer: give --yes")
+
+
 def _ask(yes: bool, question: str) -> None:
+    _must_be_answered(yes, question)
     if not yes:
-        if not sys.stdin.isatty():
-            raise ClusterError(f"{question} Nobody is there to answer: give --yes")
         typer.confirm(question, abort=True)
 
 

@@ -30,7 +30,7 @@ class Left:
 
 
 def up(path: Path) -> None:
-    """Start the cluster, or bring a running one up to date.
+    """Start the cluster, or bring a running one up to date: Ray is restarted, what runs ends.
 
     Raises:
         ClusterError: the provider or a node refused.
@@ -39,6 +39,22 @@ def up(path: Path) -> None:
 
     with _rays_errors("ray up"):
         sdk.create_or_update_cluster(str(path))
+
+
+def running_head(cluster: Mapping[str, Any]) -> str | None:
+    """Return the machine that is the head of a cluster already, ``None`` where there is none.
+
+    Raises:
+        ClusterError: the provider does not answer.
+    """
+    from ray.autoscaler._private.providers import _get_node_provider
+    from ray.autoscaler.tags import NODE_KIND_HEAD, TAG_RAY_NODE_KIND
+
+    provider, name = prepare(cluster)["provider"], str(cluster["cluster_name"])
+    with _rays_errors("the provider"):
+        nodes = _get_node_provider(provider, name, use_cache=False)
+        heads = nodes.non_terminated_nodes({TAG_RAY_NODE_KIND: NODE_KIND_HEAD})
+    return str(heads[0]) if heads else None
 
 
 def down(path: Path) -> Left:
@@ -71,7 +87,7 @@ def remaining(cluster: Mapping[str, Any]) -> Left:
     provider, name = prepare(cluster)["provider"], str(cluster["cluster_name"])
     with _rays_errors("the provider"):
         nodes = _get_node_provider(provider, name, use_cache=False).non_terminated_nodes({})
-        volumes = _volumes(provider, name)
+        volumes = (*_volumes(provider, name), *_kept_disks(cluster))
     bucket = (cluster.get("metadata") or {}).get("bucket")
     return Left(tuple(nodes), volumes, bucket and str(bucket))
 
@@ -83,6 +99,14 @@ def _volumes(provider: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
     ec2 = boto3.client("ec2", region_name=provider["region"])
     return tuple(f"{one['VolumeId']} ({one['Size']} GiB)" for one in volumes_of(ec2, name))
+
+
+def _kept_disks(cluster: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the disks of Google Cloud that the file attaches and that stay, by name."""
+    for kind in (cluster.get("available_node_types") or {}).values():
+        for disk in (kind.get("node_config") or {}).get("disks") or []:
+            if disk.get("source") and not disk.get("autoDelete"):
+                yield str(disk["source"])
 
 
 @contextmanager
