@@ -72,6 +72,10 @@ def check(path: Path, own_prices: Path | None = None) -> Checked:
         found += look(cluster)
     machines, provider = groups(prepared), cluster["provider"]["type"]
     if provider == "local":
+        if own_prices:
+            raise ClusterError(
+                f"--prices {own_prices} does nothing: nobody charges local machines"
+            )
         found.append(Finding("price", "ok", "your own machines; nobody is charged by the hour"))
         return Checked((*found, *_end(cluster, machines)), None)
     costs = prices.estimate(
@@ -200,12 +204,14 @@ def _price(costs: prices.Estimate, cluster: Mapping[str, Any]) -> Iterator[Findi
     if costs.unknown:
         names = ", ".join(costs.unknown)
         yield Finding("price", "note", f"no price known of {names}: give a table by --prices")
+    least = "at least " if costs.unknown else ""
     if costs.worst > 0:
         yield Finding(
             "price",
             "note",
-            f"estimate: {costs.idle:.2f} $ per hour while no work waits, {costs.worst:.2f} with "
-            f"all workers (prices: {costs.seen}; taxes, traffic, volume and bucket not in it)",
+            f"estimate: {least}{costs.idle:.2f} $ per hour while no work waits, "
+            f"{least}{costs.worst:.2f} with all workers "
+            f"(prices: {costs.seen}; taxes, traffic, volume and bucket not in it)",
         )
     if costs.spot_at_demand and costs.worst > 0:
         yield Finding(

@@ -12,6 +12,8 @@ from bkray.errors import ClusterError
 
 _TABLE = Path(__file__).with_name("prices.yaml")
 _HOURS_A_MONTH = 730.0
+_PROVIDERS = ("aws", "gcp")
+_WORDS = ("on_demand", "spot", "region", "seen", "disk_gib_month")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +23,8 @@ class Estimate:
     Attributes:
         idle: the head and the least number of workers, with their disks.
         worst: every worker that may come, with its disk.
-        unknown: types of machines without a price; they count as 0.
-        spot_at_demand: types that run on spot and count at their price on demand.
+        unknown: types of machines without a price; they count as 0, so the rest is a lower bound.
+        spot_at_demand: types that run on spot and count at their price on demand, which is known.
         seen: where and when the prices were read.
     """
 
@@ -37,12 +39,11 @@ def table(provider: str, own: Path | None = None) -> dict[str, Any]:
     """Return the prices of a provider, the user's over ours; empty where neither has any.
 
     Raises:
-        ClusterError: the user's file holds anything but prices of 0 or more.
+        ClusterError: the user's file does not name the provider, or holds an unknown word or
+            anything but prices of 0 or more.
     """
     known: dict[str, Any] = dict(yaml.safe_load(_TABLE.read_text()).get(provider, {}))
-    mine = (read_yaml(own).get(provider) or {}) if own else {}
-    if not isinstance(mine, Mapping):
-        raise ClusterError(f"{own}: {provider} must hold on_demand and spot, as in {_TABLE.name}")
+    mine = _own(provider, own) if own else {}
     for kind in ("on_demand", "spot"):
         prices = dict(known.get(kind, {})) | dict(mine.get(kind) or {})
         for machine, price in prices.items():
@@ -51,6 +52,25 @@ def table(provider: str, own: Path | None = None) -> dict[str, Any]:
         known[kind] = prices
     rest = {key: value for key, value in mine.items() if key not in ("on_demand", "spot")}
     return {**known, **rest}
+
+
+def _own(provider: str, own: Path) -> Mapping[str, Any]:
+    """Return what the user's file says of a provider; a word that would do nothing is an error."""
+    found = read_yaml(own)
+    if unknown := sorted(map(str, found.keys() - _PROVIDERS)):
+        said = f"{', '.join(unknown)} is no provider; begin with one of {', '.join(_PROVIDERS)}"
+        raise ClusterError(f"{own}: {said}, as {_TABLE.name} does")
+    if provider not in found:
+        raise ClusterError(f"{own} says nothing of {provider}, where this cluster runs")
+    mine = found[provider]
+    if not isinstance(mine, Mapping) or not all(
+        isinstance(mine.get(kind) or {}, Mapping) for kind in ("on_demand", "spot")
+    ):
+        raise ClusterError(f"{own}: {provider} must hold on_demand and spot, as in {_TABLE.name}")
+    if unknown := sorted(map(str, mine.keys() - set(_WORDS))):
+        said = f"{provider}.{', '.join(unknown)} is not known; there are {', '.join(_WORDS)}"
+        raise ClusterError(f"{own}: {said}")
+    return mine
 
 
 def estimate(groups: Sequence[Group], max_workers: int, prices: Mapping[str, Any]) -> Estimate:
@@ -70,17 +90,25 @@ def estimate(groups: Sequence[Group], max_workers: int, prices: Mapping[str, Any
             machine = spot.get(group.machine, machine)
         return float(machine) + group.disk_gib * gib_hour
 
+    def is_known(group: Group) -> bool:
+        return group.machine in on_demand or (group.spot and group.machine in spot)
+
     heads = [group for group in groups if group.head]
     workers = [group for group in groups if not group.head]
     head = sum(map(price, heads))
     every = sorted((price(one) for one in workers for _ in range(one.at_most)), reverse=True)
-    known = on_demand.keys() | spot.keys()
     return Estimate(
         idle=head + sum(price(one) * one.at_least for one in workers),
         worst=head + sum(every[:max_workers]),
-        unknown=tuple(sorted({group.machine for group in groups} - known)),
+        unknown=tuple(sorted({one.machine for one in groups if not is_known(one)})),
         spot_at_demand=tuple(
-            sorted({one.machine for one in workers if one.spot and one.machine not in spot})
+            sorted(
+                {
+                    one.machine
+                    for one in workers
+                    if one.spot and one.machine in on_demand.keys() - spot.keys()
+                }
+            )
         ),
         seen=f"{prices.get('region', 'unknown region')}, {prices.get('seen', 'unknown day')}",
     )

@@ -1,4 +1,4 @@
-"""``bkray cluster verify``: a short job of Ray Train on every node, and what the nodes say."""
+"""``bkray cluster verify``: a short job of Ray Train on some nodes, and what they say."""
 
 import time
 from collections.abc import Mapping

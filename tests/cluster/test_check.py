@@ -15,6 +15,7 @@ from bkray.cli import app
 from bkray.cluster.check import Checked, check
 from bkray.cluster.cluster_file import Group, prepare
 from bkray.cluster.prices import estimate, table
+from bkray.cluster.provider import _kept_disks
 from bkray.errors import ClusterError
 
 ROOT = Path(__file__).parents[2]
@@ -179,7 +180,18 @@ def test_own_prices_go_over_ours(tmp_path: Path) -> None:
     assert table("nobody") == {"on_demand": {}, "spot": {}}
 
 
-@pytest.mark.parametrize("text", ["aws: {spot: {x: -1}}", "aws: {spot: {x: dear}}", "aws: 3"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "aws: {spot: {x: -1}}",
+        "aws: {spot: {x: dear}}",
+        "aws: 3",
+        "aws: {spot: 3}",
+        "aws: {on-demand: {x: 1}}",
+        "on_demand: {x: 1}",
+        "gcp: {on_demand: {x: 1}}",
+    ],
+)
 def test_a_price_that_is_none_is_an_error(text: str, tmp_path: Path) -> None:
     own = tmp_path / "prices.yaml"
     own.write_text(text)
@@ -223,3 +235,31 @@ def test_a_file_that_is_no_cluster_is_one_message(text: str, tmp_path: Path) -> 
 def test_ray_says_why_it_cannot_read_a_file() -> None:
     with pytest.raises(ClusterError, match=r"^Please supply a `head_ip`"):
         prepare({"cluster_name": "x", "provider": {"type": "local"}})
+
+
+def test_prices_for_machines_of_ones_own_are_an_error(tmp_path: Path) -> None:
+    path = written("deploy/cluster-local.yaml", tmp_path)
+    with pytest.raises(ClusterError, match=r"--prices .*does nothing"):
+        check(path, tmp_path / "no-such.yaml")
+
+
+def test_a_machine_without_a_price_makes_the_rest_a_lower_bound(tmp_path: Path) -> None:
+    change = replaced("g6.xlarge", "p4de.24xlarge")
+    said = [one.text for one in check(written("cluster.yaml", tmp_path, change)).findings]
+    [line] = [text for text in said if text.startswith("estimate")]
+    assert line.count("at least") == 2
+    [spot] = [text for text in said if "as if on demand" in text]
+    assert "p4de" not in spot
+    assert any("no price known of p4de.24xlarge" in text for text in said)
+    assert estimate(groups_of(), 3, {"spot": {"m": 1.0, "h": 1.0}}).unknown == ("h", "m")
+
+
+def test_verify_takes_a_file_or_an_address(tmp_path: Path) -> None:
+    words = ["cluster", "verify", str(tmp_path / "x.yaml"), "--address", "auto"]
+    with pytest.raises(ClusterError, match="not both"):
+        app(words, standalone_mode=False)
+
+
+def test_a_disk_of_google_cloud_that_stays_is_named(tmp_path: Path) -> None:
+    cluster = yaml.safe_load(written("deploy/cluster-gcp.yaml", tmp_path).read_text())
+    assert [name.rpartition("/")[2] for name in _kept_disks(cluster)] == ["bkray-runs"]
