@@ -16,7 +16,7 @@ SOURCES = sorted(
     for folder in ("bkray", "sweeps", "search_spaces", "examples")
     for path in (ROOT / folder).rglob("*.py")
 )
-UNPICKLED = {"bkray/cluster/tune_carrier.py"}
+UNPICKLED = {"bkray/cluster/tune_line.py"}
 """Ray's own file of a trial's error, written by a worker of the same cluster."""
 
 
