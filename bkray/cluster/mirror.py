@@ -6,6 +6,7 @@ checkpoint never comes before the rows up to it, an outcome never before its che
 the study was told never before the outcome.
 """
 
+import importlib.machinery
 import json
 import os
 import shutil
@@ -13,15 +14,16 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bkray.atomic import write_json
 from bkray.cluster import record, study
 from bkray.cluster.storage import Storage, unreachable
 from bkray.errors import ResumeError
+from bkray.train import checkpoint
 
 EVERY_SECONDS = 5.0
 PATIENCE_SECONDS = 120.0
@@ -31,7 +33,9 @@ _SENT = "sent.json"
 _SKIPPED = (".tmp", ".stop", ".lock", ".driver", "-journal", "-wal", "-shm")
 _SKIPPED_FOLDERS = {_SCRATCH, ".tune", ".train"}
 _FIRST_TRIES = 3
+_TRIES = 20
 _PROBE = ".writable"
+_PROGRAMS = tuple(importlib.machinery.all_suffixes())
 
 
 class _Taken(NamedTuple):
@@ -67,7 +71,13 @@ class Mirror:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
 
-    def start(self) -> None:
+    def start(self, there: Collection[str] | None = None) -> None:
+        """Begin; of the files that were sent before, those that are not ``there`` go again."""
+        for left in self._scratch.glob("*"):  # by a driver that was killed
+            if left.name != _SENT:
+                left.unlink()
+        if there is not None:
+            self._sent = {name: state for name, state in self._sent.items() if name in there}
         self._thread.start()
 
     def close(self, patience_seconds: float = PATIENCE_SECONDS) -> bool:
@@ -83,24 +93,29 @@ class Mirror:
         """Send all that has changed.
 
         Raises:
-            OSError: the place does not answer; what was sent before is whole.
+            OSError: the place does not answer, or files do not stay long enough to be taken; what
+                was sent before is whole.
         """
         if not self._folder.exists():  # nothing has begun
             return
         self._scratch.mkdir(exist_ok=True)
-        last_first = sorted(self._changed(), key=_rank, reverse=True)
-        taken = [one for name in last_first if (one := self._take(name))]
+        taken: list[_Taken] = []
         try:
+            for _ in range(_TRIES):
+                if (gone := self._take_changes(taken)) is not None:
+                    break
+                _release(taken)
+            else:
+                raise OSError(f"files of {self._folder} move while they are copied")
             for one in reversed(taken):
                 self._storage.put(one.path, one.name)
                 self._sent[one.name] = one.state
-            for name in set(self._sent) - set(self._present()):
+            for name in gone:
                 self._storage.delete(name)
                 del self._sent[name]
         finally:
             write_json(self._scratch / _SENT, self._sent)
-            for one in taken:
-                one.path.unlink(missing_ok=True)
+            _release(taken)
 
     def _work(self) -> None:
         while not self._closing.wait(self._every_seconds):
@@ -117,33 +132,48 @@ class Mirror:
             return False
         return True
 
-    def _present(self) -> dict[str, list[int]]:
-        """Return the files of the sweep, and what changes whenever one is written."""
-        found = {}
-        for parent, folders, files in os.walk(self._folder):
-            folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
-            for name in files:
-                if not name.endswith(_SKIPPED):
-                    path = Path(parent, name)
-                    with suppress(FileNotFoundError):
-                        found[path.relative_to(self._folder).as_posix()] = _state(path)
-        return found
+    def _take_changes(self, taken: list[_Taken]) -> set[str] | None:
+        """Add to ``taken`` what has changed; return what was sent before and is gone now.
 
-    def _changed(self) -> list[str]:
-        return [name for name, now in self._present().items() if self._sent.get(name) != now]
-
-    def _take(self, name: str) -> _Taken | None:
-        """Return the file as it is now, ``None`` where it has just gone."""
-        path, own = self._folder / name, self._scratch / str(time.monotonic_ns())
+        Each rank is listed when all that may refer to it is taken. ``None`` where a file moved
+        meanwhile: under its new name it may not be taken yet, so all must be taken anew.
+        """
+        present: set[str] = set()
         try:
-            state = _state(path)
-            if name == study.NAME:  # it is written in place
-                with closing(sqlite3.connect(path)) as live, closing(sqlite3.connect(own)) as copy:
-                    live.backup(copy)
-            else:  # all else is replaced by a new file, never written again
-                os.link(path, own)
+            for rank in reversed(range(_RANKS)):
+                names = self._names(rank)
+                present.update(names)
+                for name in names:
+                    if self._sent.get(name) != _state(self._folder / name):
+                        taken.append(self._take(name))
         except FileNotFoundError:
             return None
+        return self._sent.keys() - present
+
+    def _names(self, rank: int) -> list[str]:
+        """Return the files of the sweep that have this rank; links are none of them."""
+        found = []
+        for parent, folders, files in os.walk(self._folder):
+            folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
+            below = Path(parent).relative_to(self._folder).as_posix()
+            names = [name if below == "." else f"{below}/{name}" for name in files]
+            found += [name for name in names if _rank(name) == rank]
+        own = [name for name in found if not name.endswith(_SKIPPED)]
+        return [name for name in own if not (self._folder / name).is_symlink()]
+
+    def _take(self, name: str) -> _Taken:
+        """Return the file as it is now.
+
+        Raises:
+            FileNotFoundError: it has just gone.
+        """
+        path, own = self._folder / name, self._scratch / str(time.monotonic_ns())
+        state = _state(path)
+        if name == study.NAME:  # it is written in place
+            with closing(sqlite3.connect(path)) as live, closing(sqlite3.connect(own)) as copy:
+                live.backup(copy)
+        else:  # all else is replaced by a new file, never written again
+            os.link(path, own)
         return _Taken(name, own, state)
 
 
@@ -155,19 +185,23 @@ def mirrored(
 
     Raises:
         ConfigError, UnreachableError: the place cannot be used at all, told before anything runs.
-        ResumeError: it already holds a sweep, and none is resumed.
+        ResumeError: it already holds a sweep, and none is resumed, or not that of the folder, or
+            that one went on elsewhere.
     """
     if not uri:
         yield
         return
     storage = Storage(uri)
-    if record.NAME in _writable(storage) and not resume:
-        raise ResumeError(
-            f"{uri} already holds a sweep: go on with it by bkray resume {uri}, or give another "
-            "--out"
-        )
+    names = _writable(storage)
+    if record.NAME in names:
+        if not resume:
+            raise ResumeError(
+                f"{uri} already holds a sweep: go on with it by bkray resume {uri}, or give "
+                "another --out"
+            )
+        _check_not_elsewhere(folder, uri, _record_at(storage))
     mirror = Mirror(folder, storage, warn)
-    mirror.start()
+    mirror.start(names)
     try:
         yield
     finally:
@@ -182,7 +216,8 @@ def fetched(uri: str, runs: Path) -> Path:
     """Return the local folder of the sweep at ``uri``, copied from there where it is missing.
 
     Raises:
-        ResumeError: no sweep is there, or it went on elsewhere since it was here.
+        ResumeError: no sweep is there, it went on elsewhere since it was here, or it would run a
+            program that came with it.
         UnreachableError: the place cannot be reached.
     """
     storage = Storage(uri)
@@ -192,19 +227,14 @@ def fetched(uri: str, runs: Path) -> Path:
         names = storage.names()
         if record.NAME not in names:
             raise ResumeError(f"{uri} holds no sweep: {record.NAME} is missing")
-        storage.get(record.NAME, half / record.NAME)
-        there = record.read(half)
+        there = _record_at(storage)
+        _check_no_program(uri, names, there, runs)
         name = str(there["name"])
         if Path(name).name != name:
             raise ResumeError(f"{uri} names its sweep {name!r}, which would lie outside {runs}")
         folder = local_folder(uri, runs, name).resolve()
         if (folder / record.NAME).exists():
-            here = record.read(folder)
-            if here["started"] != there["started"] or len(there["resumed"]) > len(here["resumed"]):
-                raise ResumeError(
-                    f"{uri} is not what {folder} holds, it went on elsewhere: move that folder "
-                    "away, and it is fetched anew"
-                )
+            _check_not_elsewhere(folder, uri, there)
             return folder
         for file in names:
             storage.get(file, half / file)
@@ -218,6 +248,41 @@ def fetched(uri: str, runs: Path) -> Path:
         raise unreachable(storage, error) from error
     finally:
         shutil.rmtree(half, ignore_errors=True)
+
+
+def _record_at(storage: Storage) -> dict[str, Any]:
+    """Return what ``sweep.json`` says there."""
+    with tempfile.TemporaryDirectory() as own:
+        try:
+            storage.get(record.NAME, Path(own, record.NAME))
+        except OSError as error:
+            raise unreachable(storage, error) from error
+        return record.read(Path(own))
+
+
+def _check_not_elsewhere(folder: Path, uri: str, there: Mapping[str, Any]) -> None:
+    """Raise ``ResumeError`` unless the folder holds all that was done of the sweep at the URI."""
+    here = record.read(folder)
+    known = here["resumed"][: len(there.get("resumed", ()))]
+    if here["started"] != there["started"] or known != there["resumed"]:
+        raise ResumeError(
+            f"{uri} is not what {folder} holds, it went on elsewhere: move that folder away, then "
+            f"bkray resume {uri} fetches it anew"
+        )
+
+
+def _check_no_program(
+    uri: str, names: Collection[str], there: Mapping[str, Any], runs: Path
+) -> None:
+    """Raise ``ResumeError`` where something that was fetched could be run as a program."""
+    source = str(there["source"])
+    own = source.endswith(_PROGRAMS) and Path(source).resolve().is_relative_to(runs.resolve())
+    programs = [source] if own else [name for name in names if name.endswith(_PROGRAMS)]
+    if programs:
+        raise ResumeError(
+            f"{uri} brings the program {programs[0]!r}, which no sweep writes: have your sweep "
+            f"file outside of {runs}, and nothing but the sweep at the URI"
+        )
 
 
 def local_folder(uri: str, runs: Path, sweep: str) -> Path:
@@ -247,13 +312,19 @@ def _writable(storage: Storage) -> list[str]:
     raise AssertionError("the last try returns or raises")
 
 
+def _release(taken: list[_Taken]) -> None:
+    for one in taken:
+        one.path.unlink(missing_ok=True)
+    taken.clear()
+
+
 def _state(path: Path) -> list[int]:
     seen = path.stat()
     return [seen.st_mtime_ns, seen.st_size]
 
 
 def _rank(name: str) -> int:
-    """Return when a file is sent: what others refer to comes first."""
+    """Return when a file is sent, below ``_RANKS``: what others refer to comes first."""
     if name == record.NAME:
         return 0
     if name.endswith("/attempt.json"):
@@ -261,7 +332,10 @@ def _rank(name: str) -> int:
     if "/events/" in name:
         return 2
     if "/checkpoints/" in name:
-        return 4
+        return 4 if name.endswith(checkpoint.BEST) else 5
     if name.endswith("/outcome.json"):
-        return 5
-    return 6 if name == study.NAME else 3
+        return 6
+    return 7 if name == study.NAME else 3
+
+
+_RANKS = 8

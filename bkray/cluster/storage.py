@@ -1,7 +1,7 @@
 """A folder at a URI (``file:``, ``s3:``, ``gs:``); the one place that knows ``pyarrow.fs``."""
 
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pyarrow import fs
 
@@ -30,7 +30,9 @@ class Storage:
         if parts.scheme not in _SCHEMES:
             known = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
             raise ConfigError(f"{uri!r} must begin with one of {known}")
-        if parts.query or parts.fragment or parts.username or not parts.path.strip("/"):
+        folders = unquote(parts.path).strip("/").split("/")
+        plain = not (parts.query or parts.fragment or parts.username)
+        if not plain or {"", ".", ".."} & set(folders):
             raise ConfigError(
                 f"{uri!r} must be a plain place such as s3://bucket/runs/act: "
                 "credentials and endpoints come from the environment"
