@@ -8,6 +8,7 @@ from typing import Any
 from bkray.cluster.budget import GRACE_SECONDS
 from bkray.cluster.search import Search
 from bkray.cluster.session import cores, places
+from bkray.cluster.study import check_beside_copy
 from bkray.config import TrialConfig
 from bkray.errors import ConfigError
 from bkray.overrides import Overrides
@@ -84,6 +85,7 @@ def check_room(options: SweepOptions, config: TrialConfig) -> None:
             f"--accelerator-type={options.accelerator_type} would do nothing: no trial reserves "
             "a GPU; give --gpus-per-worker too"
         )
+    check_beside_copy(options.out, options.storage)
     _check_gpu_hours(options)
     check_crew(config, options.workers, 1.0 if options.pack else options.gpus)
     if options.address is None:

@@ -28,7 +28,7 @@ def open_study(folder: Path | None, sweep: Sweep) -> tuple[RDBStorage, optuna.St
     whole one. So a new file gets its name when all is there: a killed process leaves no half.
 
     Raises:
-        ResumeError: the study has other objectives, or its database is not named any more.
+        ResumeError: the study has other objectives, or its database is not the one that is named.
         ConfigError, UnreachableError: ``OPTUNA_STORAGE`` names no database, or it does not answer.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -47,6 +47,18 @@ def open_study(folder: Path | None, sweep: Sweep) -> tuple[RDBStorage, optuna.St
     return storage, _study(storage, sweep, sweep.name)
 
 
+def check_beside_copy(folder: Path, uri: str) -> None:
+    """Raise ``ConfigError`` where the study would not be among the files that are copied to a URI.
+
+    It would know of trials that the copy lacks, and who goes on from there would lose them.
+    """
+    if uri and os.environ.get(VARIABLE) and not (folder / NAME).exists():
+        raise ConfigError(
+            f"{VARIABLE} does not go with a sweep at {uri}: the study would run ahead of the "
+            "copy; unset the variable, or give a folder as --out"
+        )
+
+
 def _elsewhere(folder: Path, sweep: Sweep) -> tuple[RDBStorage, optuna.Study]:
     """Open the study in a database; it has a name of its own, for many sweeps share one."""
     marker, url = folder / ELSEWHERE, os.environ.get(VARIABLE, "")
@@ -55,9 +67,14 @@ def _elsewhere(folder: Path, sweep: Sweep) -> tuple[RDBStorage, optuna.Study]:
         raise ResumeError(f"the study of {folder} is in {said['store']}: set {VARIABLE} to it")
     name = said.get("name") or f"{sweep.name}-{uuid.uuid4().hex}"
     try:
-        shown = make_url(url).render_as_string(hide_password=True)
+        shown = make_url(url).set(query={}).render_as_string(hide_password=True)
         storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-        study = _study(storage, sweep, name)
+        study = _study(storage, sweep, name, begun=bool(said))
+    except KeyError:
+        raise ResumeError(
+            f"{VARIABLE}={shown} does not hold the study {name} of {folder}: set it to the "
+            f"database that does, {said['store']}"
+        ) from None
     except ImportError as error:
         raise ConfigError(
             f"{VARIABLE} needs {error.name}: install it with pip install 'bkray[postgres]'"
@@ -79,14 +96,14 @@ def _storage(path: Path) -> RDBStorage:
     return RDBStorage(f"sqlite:///{braces}")
 
 
-def _study(storage: RDBStorage, sweep: Sweep, name: str) -> optuna.Study:
-    study = optuna.create_study(
-        storage=storage,
-        study_name=name,
-        directions=[objective.direction for objective in sweep.objectives],
-        load_if_exists=True,
-    )
+def _study(storage: RDBStorage, sweep: Sweep, name: str, *, begun: bool = False) -> optuna.Study:
     asked = [objective.direction for objective in sweep.objectives]
+    if begun:
+        study = optuna.load_study(storage=storage, study_name=name)
+    else:
+        study = optuna.create_study(
+            storage=storage, study_name=name, directions=asked, load_if_exists=True
+        )
     stored = [direction.name.lower() for direction in study.directions]
     if stored != asked:
         raise ResumeError(
