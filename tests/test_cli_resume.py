@@ -16,6 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from test_cli import CLOCKS
 
+from bkray.cli.sweep import _status
+from bkray.cluster.options import SweepOptions
+from bkray.cluster.tuner import SweepOutcome
+
 Start = Callable[..., subprocess.Popen[str]]
 Say = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -177,3 +181,28 @@ def test_two_sweeps_of_one_second_have_folders_of_their_own(start: Start, tmp_pa
     folders = list((tmp_path / "runs" / "act").iterdir())
     assert len(folders) == 2
     assert all((folder / "sweep.json").exists() for folder in folders)
+
+
+@pytest.mark.parametrize(
+    ("storage", "runs", "says"),
+    [
+        ("", "runs", "bkray resume runs/t/x"),
+        ("s3://bucket/x", "runs", "bkray resume s3://bucket/x"),
+        ("s3://bucket/x", "other", "bkray resume s3://bucket/x --runs other"),
+    ],
+)
+def test_a_sweep_at_a_uri_goes_on_from_there(
+    capsys: pytest.CaptureFixture[str], storage: str, runs: str, says: str
+) -> None:
+    ended = SweepOutcome(
+        folder=Path("runs/t/x"),
+        outcomes={},
+        n_planned=2,
+        n_reused=0,
+        interrupted=True,
+        over_budget="",
+        first_failure="",
+    )
+    options = SweepOptions(out=Path("runs/t/x"), preset="smoke", runs=Path(runs), storage=storage)
+    assert _status(ended, options) == 130
+    assert capsys.readouterr().err == f"go on with: {says}\n"

@@ -184,7 +184,7 @@ def run(value: Sweep, options: "SweepOptions", as_json: bool, *, resume: bool = 
             _bring_up_to_date(ended.folder, tracking)
         ended = _tell(ended, value, swept, as_json)
     if not as_json:
-        where = where_to_look(tracking.uri, runs, shown.ui_path)
+        where = where_to_look(tracking, runs, shown.ui_path)
         print(f"Compare the trials in the MLflow UI: {where}")
     return _status(ended, options)
 
@@ -224,7 +224,9 @@ def _status(ended: "SweepOutcome", options: "SweepOptions") -> int:
     if ended.first_failure:
         print(f"first failure: {ended.first_failure}", file=sys.stderr)
     if ended.interrupted or ended.over_budget:
-        again = ["bkray", "resume", str(options.out)]
+        again = ["bkray", "resume", options.storage or str(options.out)]
+        if options.storage and options.runs.resolve() != Path("runs").resolve():
+            again += ["--runs", str(options.runs)]
         again += ["--address", options.address] if options.address else []
         if ended.over_budget == GPU_HOURS_ARE_UP:
             print(f"{gpu_hours(options.out) or 0:.4g} GPU-hours are spent", file=sys.stderr)

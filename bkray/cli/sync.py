@@ -46,5 +46,5 @@ def mlflow_sync(
         print_json({"store": tracking.shown, **counts})
     else:
         print(f"{synced.n_trials} trials; {synced.n_points} points of metrics were missing")
-        print(f"MLflow UI: {where_to_look(tracking.uri, runs, synced.ui_path)}")
+        print(f"MLflow UI: {where_to_look(tracking, runs, synced.ui_path)}")
     return NO_SUCCESS if synced.n_refused else 0

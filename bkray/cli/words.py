@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bkray.cluster.search import Proposal
     from bkray.report.findings import Findings
     from bkray.report.tables import Row
+    from bkray.sinks.mlflow import Tracking
 
 USER_ERROR, NO_SUCCESS, BUDGET_REACHED, INTERRUPTED = 2, 3, 4, 130
 
@@ -80,13 +81,13 @@ def n_gpus(text: str) -> float:
         ) from None
 
 
-def where_to_look(uri: str, runs: Path, path: str | None) -> str:
-    """Return the address of a page on a server, or how to serve it and where it is then."""
-    from bkray.sinks.addresses import without_password
+def where_to_look(store: "Tracking", runs: Path, path: str | None) -> str:
+    """Return the address of a page on a server, without a password, or how to serve it and where
+    it is then."""
     from bkray.sinks.mlflow import ui_address
 
-    if uri.startswith("http"):
-        return without_password(uri.rstrip("/")) + (path or "")
+    if store.shown.startswith("http"):
+        return store.shown.rstrip("/") + (path or "")
     return f"bkray ui --runs {shlex.quote(str(runs))}" + (
         f"\n  then {ui_address(5000)}{path}" if path else ""
     )

@@ -127,12 +127,13 @@ def test_the_machine_is_watched_in_the_sweeps_run_and_not_after(tracking: Tracki
     [
         ("http://host:1/", "/#/x", "http://host:1/#/x"),
         ("https://host", None, "https://host"),
+        ("https://user:secret@host", "/#/x", "https://***@host/#/x"),
         ("sqlite:///r/mlflow.db", "/#/x", "bkray ui --runs r\n  then http://127.0.0.1:5000/#/x"),
         ("sqlite:///r/mlflow.db", None, "bkray ui --runs r"),
     ],
 )
 def test_the_end_of_a_sweep_says_where_to_look(uri: str, path: str | None, said: str) -> None:
-    assert where_to_look(uri, Path("r"), path) == said
+    assert where_to_look(Tracking(uri, None), Path("r"), path) == said
 
 
 @pytest.mark.slow
