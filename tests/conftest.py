@@ -52,6 +52,7 @@ def two_gpus() -> Iterator[None]:
             "local",
             num_cpus=2,
             num_gpus=2,
+            resources={"accelerator_type:A10G": 1},
             include_dashboard=False,
             object_store_memory=100 * 2**20,
             log_to_driver=False,

@@ -37,8 +37,7 @@ class Probed:
 
     def gpus(self, config: TrialConfig) -> float:
         """Return the share of a trial: that of the probe, or a whole GPU if it may need more."""
-        larger = any(a > b for a, b in zip(_sizes(config), _sizes(self.config), strict=True))
-        return 1.0 if larger else share(self.per_gpu)
+        return 1.0 if _may_need_more(config, self.config) else share(self.per_gpu)
 
 
 Probe = Callable[[TrialConfig], Probed]
@@ -101,8 +100,38 @@ def probe(config: TrialConfig) -> Probed:
     return Probed(config, torch.cuda.max_memory_reserved(), total_bytes)
 
 
-def _sizes(config: TrialConfig) -> tuple[int, ...]:
-    """Return what a trial's memory grows with: tokens at once, width, layers, experts."""
-    model = config.model
-    tokens = max(rung.rows * rung.n_seq for rung in rungs(config))
-    return (tokens, model.d_model or 0, model.n_layers or 0, model.n_experts or 1)
+def _may_need_more(config: TrialConfig, probed: TrialConfig) -> bool:
+    """Return whether a trial differs from the probe by anything that is not known to be harmless:
+    more tokens at once, a larger size, or another choice."""
+    if _tokens_at_once(config) > _tokens_at_once(probed):
+        return True
+    own, its = flatten(config), flatten(probed)
+    for name in own.keys() | its.keys():
+        mine, theirs = own.get(name), its.get(name)
+        if mine == theirs or name in _HARMLESS or name.startswith("optimizer."):
+            continue
+        if name not in _SIZES or mine is None or theirs is None or mine > theirs:
+            return True
+    return False
+
+
+def _tokens_at_once(config: TrialConfig) -> int:
+    return max(rung.rows * rung.n_seq for rung in rungs(config))
+
+
+_SIZES = {
+    *("model.d_model", "model.n_layers", "model.n_heads", "model.n_values", "model.d_state"),
+    *("model.semiseparable_rank", "model.expand", "model.d_hidden", "model.n_experts"),
+    *("model.top_k", "model.act_threshold", "model.dropout", "data.vocab_size"),
+    *("generator.latent_dim", "generator.hidden_dim", "generator.output_sequence_length"),
+}
+"""Numbers that memory grows with, or does not shrink with."""
+_HARMLESS = {
+    *("seed", "arm", "threads", "train.steps", "train.eval_every", "train.checkpoint_every"),
+    *("model.act_lambda", "model.halt_lr_factor", "model.exit_weight", "model.balance_weight"),
+    *("model.sparsity_lambda", "model.length_penalty"),
+    *("generator.kl_weight", "generator.kl_warmup_steps"),
+    *("model.n_seq", "train.batch_size", "train.accumulation"),
+    "generator.training_sequence_length",
+}
+"""Knobs that memory does not depend on, or only by the tokens at once."""

@@ -31,12 +31,6 @@ def end_one_trial_when_memory_runs_out() -> None:
     RayActorManager._actor_task_failed = failed
 
 
-def most_there_can_be() -> dict[str, float]:
-    """Return what the autoscaler may bring the cluster to, nothing where none is at work."""
-    most = ray._private.state.state.get_max_resources_from_cluster_config()
-    return {name: float(amount) for name, amount in (most or {}).items()}
-
-
 def node_is_drained() -> bool:
     """Return whether Ray was told that this process's node goes away; false if it cannot say."""
     try:

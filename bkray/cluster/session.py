@@ -89,8 +89,8 @@ def session(
         needs: what one trial takes of Ray's resources.
 
     Raises:
-        ConfigError: nothing answers at the address, or it has, and could grow to, less of a
-            resource than one trial takes.
+        ConfigError: nothing answers at the address, or it has less of a resource now than one
+            trial takes: Ray does not say what an autoscaler could bring.
     """
     for name, value in _SILENT.items():
         os.environ.setdefault(name, value)
@@ -102,7 +102,7 @@ def session(
             _require_a_token()
         _start(ray, address, threads)
     try:
-        check_needs(capacity(ray), needs or {})
+        check_needs(ray.cluster_resources(), needs or {})
         yield ray
     finally:
         if ours:
@@ -187,17 +187,13 @@ def _own_paths() -> list[str]:
     return list(dict.fromkeys(map(str, own)))
 
 
-def capacity(ray: Any) -> dict[str, float]:
-    """Return what the cluster has of each resource, or would have once it has grown."""
-    from bkray.cluster.ray_internals import most_there_can_be
-
-    present, most = ray.cluster_resources(), most_there_can_be()
-    return {name: max(present.get(name, 0), most.get(name, 0)) for name in {**present, **most}}
-
-
+_BRING = (
+    "where an autoscaler is to bring it, bring one node first: bkray cluster verify "
+    "--address auto --gpus 1"
+)
 _LACKING = {
-    "GPU": "lower --gpus-per-worker or --workers",
-    "memory": "lower --memory-per-worker",
+    "GPU": f"lower --gpus-per-worker or --workers; {_BRING}",
+    "memory": f"lower --memory-per-worker; {_BRING}",
     SLOT: (f"start every node with one per core, as in ray start --resources='{{\"{SLOT}\": 8}}'"),
 }
 
@@ -211,7 +207,9 @@ def check_needs(present: Mapping[str, float], needs: Mapping[str, float]) -> Non
             kinds = [kind.removeprefix(ACCELERATOR) for kind in present if ACCELERATOR in kind]
             asked = name.removeprefix(ACCELERATOR)
             known = f"it has {', '.join(sorted(kinds))}" if kinds else "it names none"
-            raise ConfigError(f"no node of the cluster has accelerator-type={asked}: {known}")
+            raise ConfigError(
+                f"no node of the cluster has accelerator-type={asked}: {known}; {_BRING}"
+            )
         advice = _LACKING.get(name, "lower what a trial takes")
         raise ConfigError(
             f"a trial takes {needed:g} of the resource {name!r}, the cluster has "

@@ -32,6 +32,7 @@ from bkray.cluster.session import SLOT
 from bkray.cluster.tune_line import Events, Jobs, Line, NothingMore
 from bkray.events import EvalDone, Event, TrialEnded
 from bkray.overrides import build
+from bkray.train import attempts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +49,11 @@ class Plan:
     probed: Probed | None = None
 
     def gpus_of(self, job: Job) -> float:
-        """Return the GPUs that a trial reserves."""
+        """Return the GPUs that a trial reserves: a whole one after it ran out of its share."""
         if self.probed is None:
             return self.crew.workers * self.crew.gpus
+        if any(failure.outcome == "oom" for failure in attempts.last(job.folder).failures):
+            return 1.0
         return self.probed.gpus(build(job.overrides))
 
 

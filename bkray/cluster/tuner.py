@@ -25,7 +25,7 @@ from bkray.cluster.room import room_in
 from bkray.cluster.samplers import UNLEARNING
 from bkray.cluster.schedulers import choose
 from bkray.cluster.search import Proposal, Search
-from bkray.cluster.session import capacity, places, session
+from bkray.cluster.session import places, session
 from bkray.config import TrialConfig
 from bkray.errors import ConfigError
 from bkray.overrides import acting, build
@@ -215,7 +215,7 @@ def _carry_on_tune(
     with session(address=options.address, threads=crew.threads, needs=needs) as ray:
         from bkray.cluster.tune_carrier import Plan, carry_on_tune
 
-        there_is = capacity(ray)
+        there_is = ray.cluster_resources()
         n_cores = int(there_is.get("CPU", 0))
         n_places = places(
             threads=crew.threads,
@@ -226,7 +226,8 @@ def _carry_on_tune(
         )
         probed = None
         if options.pack:
-            gpu_worker = ray.remote(num_gpus=1, max_calls=1)(probe)
+            kind = options.accelerator_type or None
+            gpu_worker = ray.remote(num_gpus=1, max_calls=1, accelerator_type=kind)(probe)
             probed = ray.get(gpu_worker.remote(config))
         if crew.gpus:  # Tune would let nested trials wait for a GPU inside their run
             per_gpu = probed.per_gpu if probed else 1

@@ -9,15 +9,19 @@ import ray
 import torch
 from standin import PARTS, identify, point, sweep_of
 
-from bkray.cluster.carriers import Parts
+from bkray.cluster.carriers import Job, Parts
+from bkray.cluster.crew import Crew
 from bkray.cluster.options import SweepOptions
 from bkray.cluster.packing import CONTEXT_BYTES, MARGIN, Probed, cap, fits, probe, share
+from bkray.cluster.tune_carrier import Plan
 from bkray.cluster.tuner import run_sweep
 from bkray.config import TrialConfig
 from bkray.errors import ConfigError
 from bkray.events import Event
 from bkray.overrides import build
 from bkray.sinks.parquet import ParquetSink
+from bkray.train import attempts
+from bkray.train.attempts import Failure
 from bkray.train.run import Stop
 
 GIB = 2**30
@@ -49,8 +53,50 @@ def test_whoever_may_need_more_than_the_probe_gets_a_whole_gpu() -> None:
     n_seq = TrialConfig().model.n_seq
     small = {"model.n_seq": n_seq // 2, "optimizer.lr": 0.1}
     assert probed.gpus(build(small)) == 0.25
-    for larger in ({"model.n_seq": 2 * n_seq}, {"model.d_model": 4096}, {"model.n_layers": 99}):
-        assert probed.gpus(build(larger)) == 1.0
+    for larger in (
+        {"model.n_seq": 2 * n_seq},
+        {"model.d_model": 4096},
+        {"model.n_layers": 99},
+        {"model.d_hidden": 4096},
+        {"model.n_heads": 64},
+        {"model.dropout": 0.1},
+        {"model.depth": "exit"},
+        {"train.precision": "float64"},
+    ):
+        assert probed.gpus(build(larger)) == 1.0, larger
+
+
+def test_generators_share_by_what_they_are() -> None:
+    length, latent, hidden = (
+        f"generator.{name}" for name in ("training_sequence_length", "latent_dim", "hidden_dim")
+    )
+    base = {length: 16, latent: 64, hidden: 128}
+    probed = Probed(build(base), peak_bytes=GIB, total_bytes=8 * GIB)
+    for small in ({}, {latent: 32}, {length: 8}, {"optimizer.lr": 0.1, "seed": 3}):
+        assert probed.gpus(build({**base, **small})) == 0.25, small
+    for larger in ({latent: 256}, {length: 64}, {hidden: 256}, {"generator.network": "bk"}):
+        assert probed.gpus(build({**base, **larger})) == 1.0, larger
+    assert probed.gpus(TrialConfig()) == 1.0, "a language model is something else"
+
+
+def test_who_ran_out_of_a_share_is_tried_again_on_a_whole_gpu(tmp_path: Path) -> None:
+    crew = Crew(workers=1, threads=1, gpus=1.0)
+    plan = Plan(concurrency=4, crew=crew, nested=False, probed=quarter(TrialConfig()))
+    job = Job(
+        number=0,
+        trial_id="a",
+        data_hash="",
+        sweep="t",
+        overrides={},
+        folder=tmp_path / "a",
+        sweep_folder=tmp_path,
+        deadline=None,
+    )
+    assert plan.gpus_of(job) == 0.25
+    attempts.note(job.folder, Failure("failed", 3, "the worker died"))
+    assert plan.gpus_of(job) == 0.25
+    attempts.note(job.folder, Failure("oom", 3, "CUDA out of memory"), splits=True)
+    assert plan.gpus_of(job) == 1.0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -78,18 +124,32 @@ def quarter(config: TrialConfig) -> Probed:
     return Probed(config, peak_bytes=GIB, total_bytes=8 * GIB)
 
 
+def quarter_of_an_a10g(config: TrialConfig) -> Probed:
+    given = ray.get_runtime_context().get_assigned_resources()
+    assert given.get("accelerator_type:A10G"), f"measured on any GPU: {given}"
+    return quarter(config)
+
+
 @pytest.mark.slow
 def test_ray_gives_shares_to_small_trials_and_whole_gpus_to_long_ones(
     two_gpus: None, tmp_path: Path
 ) -> None:
     n_seq = TrialConfig().model.n_seq
     long = {**point(0.2), "model.n_seq": 2 * n_seq}
+    base = {"train.steps": 40, "train.eval_every": 10, "model.dropout": 0.5}
+    options = SweepOptions(
+        out=tmp_path,
+        preset="p",
+        scheduler="none",
+        pack=True,
+        accelerator_type="A10G",
+    )
     ended = run_sweep(
-        sweep_of(point(0.1), long, point(0.3), n_trials=3),
-        SweepOptions(out=tmp_path, preset="p", scheduler="none", pack=True),
+        sweep_of(point(0.1), long, point(0.3), n_trials=3, base=base),
+        options,
         parts=Parts(noting, ParquetSink),
         identify=identify,
-        probe=quarter,
+        probe=quarter_of_an_a10g,
     )
     assert ended.outcomes == {"ok": 3}
     given = [float(path.read_text()) for path in tmp_path.glob("trials/*/gpus")]

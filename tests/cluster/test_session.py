@@ -64,6 +64,7 @@ def test_an_address_where_nothing_listens_is_told_at_once() -> None:
     ("needs", "says"),
     [
         ({"GPU": 2.0}, "takes 2 of the resource 'GPU', the cluster has 1: lower --gpus"),
+        ({"GPU": 2.0}, "an autoscaler is to bring it, bring one node first: bkray cluster verify"),
         ({"memory": 2.0**40}, "lower --memory-per-worker"),
         ({"slot": 8.0}, "start every node with one per core"),
         ({f"{ACCELERATOR}H100": 0.001}, "accelerator-type=H100: it has A10G"),
