@@ -34,7 +34,7 @@ def test_what_only_the_owner_may_know_is_masked(address: str, shown: str) -> Non
 
 @pytest.mark.parametrize("address", ["http://me:hidden@host", "http://host?password=hidden"])
 def test_where_to_look_tells_no_password(address: str) -> None:
-    assert "hidden" not in where_to_look(address, Path("runs"), "/#/experiments/1")
+    assert "hidden" not in where_to_look(Tracking(address, None), Path("runs"), "/#/experiments/1")
 
 
 def test_a_complaint_tells_no_password() -> None:
