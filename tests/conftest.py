@@ -21,6 +21,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("BKRAY_CACHE", str(tmp_path_factory.mktemp("cache")))
         for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
             patch.setenv(name, "1")
+        patch.setenv("RAY_worker_niceness", "0")  # else tests beside them leave them no time
         yield
 
 

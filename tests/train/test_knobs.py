@@ -271,9 +271,8 @@ KNOBS = [
 
 def two_configs(knob: Knob, text: Path, folder: Path) -> tuple[TrialConfig, TrialConfig]:
     """Return the base and the base with the knob changed."""
-    base, other = {**knob.small, **knob.base}, knob.other
-    if knob.small is SMALL:
-        base["data.corpus"] = str(text)
+    corpus = {"data.corpus": str(text)} if knob.small is SMALL else {}
+    base, other = {**knob.small, **corpus, **knob.base}, knob.other
     if knob.path == "data.corpus":
         other = str(write_text(folder / other, seed=1))
     elif knob.path == "generator.pretrained":
