@@ -21,7 +21,7 @@ from bkray.rungs import rows_at, rungs
 from bkray.train import attempts, checkpoint, measure
 from bkray.train.checkpoint import Progress
 from bkray.train.evaluate import Evaluation, evaluate
-from bkray.train.generate import GeneratorTask, check_lengths
+from bkray.train.generate import GeneratorTask, check_classes, check_lengths
 from bkray.train.generating import check_room
 from bkray.train.hardware import autocast_of, device_of
 from bkray.train.language import LanguageTask
@@ -57,6 +57,7 @@ def prepared(config: TrialConfig) -> Data:
     if config.generator.acts:
         source = sequences(config.data)
         check_lengths(config, source.n_frames)
+        check_classes(config, source)
         check_room(config, source)
         return source
     return prepare(config.data, config.model.n_seq)

@@ -39,6 +39,9 @@ class GeneratorConfig(Section):
     value's variance that is taken for noise."""
     kl_warmup_steps: int | None = Field(None, ge=0)
     """Steps over which that weight grows from zero, in proportion."""
+    prior: Literal["standard", "fitted"] | None = None
+    """What latents of samples are drawn from: the standard normal that the divergence is from, or
+    a Gaussian for each class, fitted in the end to what the encoder writes of training rows."""
     synthetic_per_class: int | None = Field(None, ge=2)
     """Sequences of each class that the downstream classifier is trained on, generated or real."""
     pretrained: str | None = None
@@ -66,6 +69,7 @@ class GeneratorConfig(Section):
             "conditioned": True,
             "augmentation": "off",
             "kl_weight": KL_WEIGHT,
+            "prior": "fitted",
         }
         weight = chosen.get("kl_weight", KL_WEIGHT)
         if weight == 0 and "kl_warmup_steps" in chosen:

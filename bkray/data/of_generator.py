@@ -63,6 +63,16 @@ def _made(config: DataConfig) -> "Standardised":
     return Standardised(sequences(config))
 
 
+def held_bytes(source: Sequences, n_pooled: int | None) -> int:
+    """Return the bytes of rows that a trial holds on the host: all of them where they are held,
+    training rows of ``n_pooled`` frames (``None``: whole ones), and validation rows."""
+    frame, index = 4 * source.n_channels, standard_splits(source)
+    every = source.n_rows * source.n_frames * frame
+    train = len(index["train"]) * (n_pooled or source.n_frames) * frame
+    valid = len(index["valid"]) * source.n_frames * frame
+    return train + valid + (every if every <= HELD_BYTES else 0)
+
+
 class Split(NamedTuple):
     """Rows of one split, whole or pooled, with their classes."""
 
@@ -90,9 +100,11 @@ class Standardised:
         deviation_D = np.sqrt(np.maximum(square_D / count - self.mean_D**2, 0.0))
         self.deviation_D = np.where(deviation_D > 1e-6 * np.abs(self.mean_D), deviation_D, 1.0)
         self._held_NLD: Tensor | None = None
-        if source.n_rows * source.n_frames * source.n_channels * 4 <= HELD_BYTES:
-            every = in_parts(np.arange(source.n_rows))
-            self._held_NLD = torch.cat([self._read(part) for part in every])
+        if 4 * source.n_rows * source.n_frames * source.n_channels <= HELD_BYTES:
+            held_NLD = torch.empty(source.n_rows, source.n_frames, source.n_channels)
+            for part in in_parts(np.arange(source.n_rows)):
+                held_NLD[part[0] : part[-1] + 1] = self._read(part)
+            self._held_NLD = held_NLD
 
     def rows(self, index_B: Whole) -> Tensor:
         """Return whole rows, (B, L, D) in float32."""
@@ -106,11 +118,16 @@ class Standardised:
 
     def split(self, name: str, n_pooled: int | None = None) -> Split:
         """Return a whole split, its rows averaged down to ``n_pooled`` frames if told to."""
-        parts = [
-            rows if n_pooled is None else adaptive_avg_pool1d(rows.mT, n_pooled).mT.contiguous()
-            for rows in map(self.rows, in_parts(self.index[name]))
-        ]
-        return Split(torch.cat(parts), torch.from_numpy(self.source.label_N[self.index[name]]))
+        index_N, done = self.index[name], 0
+        n_frames = n_pooled or self.source.n_frames
+        x_NLD = torch.empty(len(index_N), n_frames, self.source.n_channels)
+        for rows in map(self.rows, in_parts(index_N)):
+            whole = n_pooled is None
+            x_NLD[done : done + len(rows)] = (
+                rows if whole else adaptive_avg_pool1d(rows.mT, n_pooled).mT
+            )
+            done += len(rows)
+        return Split(x_NLD, torch.from_numpy(self.source.label_N[index_N]))
 
 
 class RowBatches:

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple, get_args
 
 from bkray.data.augmentation import Augmentation
 from bkray.errors import ConfigError
-from bkray.guides.settings import SECTION
 from bkray.guides.settings import read_settings as read_settings
+from bkray.guides.settings import section_of
 from bkray.ops.generator_sizes import GeneratorShape, require_room
-from bkray.ops.memory import available_bytes
 
 NAMES = {
     "generator_training_sequence_length": "generator.training_sequence_length",
@@ -33,7 +32,8 @@ DEPRECATED = "generator_target_sequence_length"
 TRAINING, OUTPUT = "generator_training_sequence_length", "generator_output_sequence_length"
 DEFAULT_TRAINING_LENGTH = 32
 LOSSY_LENGTH = 4
-"""The guides' old default; at it and below, more than half of most signals is lost."""
+"""The guides' old default. At it and below most is lost of white and of 1/f noise; of steeper
+spectra, whose power is slow, more than half is kept (docs/log.md)."""
 
 AUGMENTATIONS = get_args(Augmentation)
 NETWORKS = {"vae": "flat", "bk_vae": "bk"}
@@ -71,7 +71,7 @@ def generator_overrides(
 
     Args:
         settings: names of ``NAMES``, also under ``feda2v_config``.
-        memory_bytes: what there is to train in; by default what this machine has free.
+        memory_bytes: what there is to train in; by default nothing is refused for want of it.
 
     Warns:
         The deprecated name, and a training length of 4 or less.
@@ -82,7 +82,7 @@ def generator_overrides(
     """
     given = _migrated(_given(settings))
     trains = _trains(given)
-    length = _whole(given, TRAINING, DEFAULT_TRAINING_LENGTH)
+    length = _whole(given, TRAINING, DEFAULT_TRAINING_LENGTH, least=2)
     if length > rows.n_frames:
         raise ConfigError(
             f"{TRAINING}={length} is above the length of the rows, {rows.n_frames} frames: "
@@ -104,16 +104,14 @@ def generator_overrides(
     if trains:
         n_epochs = _whole(given, "generator_training_epochs", 1)
         overrides["train.steps"] = n_epochs * -(-rows.n_train // batch_size)
-        room = available_bytes() if memory_bytes is None else memory_bytes
-        _require_room(overrides, rows, batch_size, room)
+        if memory_bytes is not None:
+            _require_room(overrides, rows, batch_size, memory_bytes)
     return Guided(overrides, trains)
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the names that have a value."""
-    nested = settings.get(SECTION)
-    if isinstance(nested, Mapping):
-        settings = nested
+    settings = section_of(settings)
     for name in settings:
         if name not in NAMES and name != DEPRECATED:
             near = difflib.get_close_matches(name, NAMES, n=3) or list(NAMES)
@@ -235,10 +233,10 @@ def _require_room(
     require_room(shape, batch_size=batch_size, n_frames=n_frames, available_bytes=room_bytes)
 
 
-def _whole(given: Mapping[str, Any], name: str, default: int) -> int:
+def _whole(given: Mapping[str, Any], name: str, default: int, least: int = 1) -> int:
     value = given.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or (name in given and value < 1):
-        raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or (name in given and value < least):
+        raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
     return value
 
 

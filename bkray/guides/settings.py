@@ -27,8 +27,26 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is neither JSON nor YAML: {error}") from error
-    if isinstance(said, Mapping) and isinstance(said.get(SECTION), Mapping):
-        said = said[SECTION]
+    if isinstance(said, Mapping):
+        said = section_of(said)
     if not isinstance(said, Mapping):
         raise ConfigError(f"{path} must hold names and values, also under {SECTION}")
     return dict(said)
+
+
+def section_of(settings: Mapping[str, Any]) -> Any:
+    """Return what stands under ``feda2v_config``, nothing for its null; without it all there is.
+
+    Raises:
+        ConfigError: names beside the section, which would not be read.
+    """
+    if SECTION not in settings:
+        return settings
+    beside = [str(name) for name in settings if name != SECTION]
+    if beside:
+        raise ConfigError(
+            f"{', '.join(beside)} beside {SECTION} would not be read: move it under {SECTION}, or "
+            "leave it out"
+        )
+    section = settings[SECTION]
+    return {} if section is None else section

@@ -13,8 +13,12 @@ from bkray.errors import ConfigError
 from bkray.nn.vae_loss import Reconstruction as Reconstruction
 from bkray.nn.vae_loss import vae_loss as vae_loss
 from bkray.nn.vae_parts import BKDecoder, BKEncoder, FlatDecoder, FlatEncoder, LearnedUpsampler
+from bkray.nn.vae_prior import FittedPrior
 
 GeneratorMixer = Literal["flat", "bk"]
+
+PART = 32
+"""Rows that are encoded at once where the prior is fitted to them."""
 
 
 class VAEGenerator(nn.Module):
@@ -79,6 +83,7 @@ class VAEGenerator(nn.Module):
         self.encoder_classes = _classes(n_classes, hidden_dim)
         self.decoder_classes = _classes(n_classes, hidden_dim)
         self.upsampler = LearnedUpsampler(input_dim) if use_learned_upsampling else None
+        self.prior = FittedPrior(n_classes or 1, latent_dim)
 
     def forward(
         self,
@@ -92,7 +97,8 @@ class VAEGenerator(nn.Module):
 
         Args:
             x_BLD: (B, L, D) with L at least T.
-            labels_B: (B,), class of each row; for a conditional model alone.
+            labels_B: (B,), class of each row; for a conditional model alone. On a GPU their
+                values are not looked at, for which the host would wait (``require_classes``).
             full_length: whether to upsample to L too, which costs memory of a second batch.
             generator: of the posterior's draws, on the model's device.
 
@@ -120,7 +126,8 @@ class VAEGenerator(nn.Module):
         labels: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Return ``n`` rows drawn from the prior, (n, L, D), without observation noise.
+        """Return ``n`` rows, (n, L, D), without observation noise: from what the encoder writes of
+        the training rows where ``fit_prior`` was told, else from the standard normal prior.
 
         Args:
             output_sequence_length: L, at least T; by default the model's own.
@@ -134,10 +141,40 @@ class VAEGenerator(nn.Module):
             raise ConfigError(f"n must be at least 1, got {n}")
         _check_output(output_sequence_length, self.training_sequence_length)
         self._require_labels(labels, n)
+        if labels is not None:
+            require_classes(labels, self.n_classes or 0)
         like = next(self.decoder.parameters())
         z_BZ = like.new_empty(n, self.latent_dim).normal_(generator=generator)
+        z_BZ = self.prior(z_BZ, labels)
         short_BTD = self.decoder(z_BZ, _told(self.decoder_classes, labels))
         return self.upsampled(short_BTD, output_sequence_length or self.output_sequence_length)
+
+    @torch.no_grad()
+    def fit_prior(self, x_NLD: Tensor, labels_N: Tensor | None = None) -> None:
+        """Let ``sample`` draw from a Gaussian that is fitted to what the encoder writes of rows.
+
+        It has a mean for each class and a covariance that they share: that of the posteriors'
+        means about them, plus the posteriors' own variance. A state dict holds it. Weights that
+        change afterwards want it fitted anew.
+
+        Args:
+            x_NLD: rows on any device, (N, L, D) with L at least T; read in parts.
+            labels_N: (N,), each class at least once; for a conditional model alone.
+
+        Source: ex-post density estimation, Ghosh et al. 2020, arXiv:1903.12436, section 4.
+        """
+        was_training, like = self.training, next(self.parameters())
+        self.eval()
+        said = []
+        for chosen in torch.arange(len(x_NLD)).split(PART):
+            label_B = None if labels_N is None else labels_N[chosen].to(like.device)
+            x_BLD = x_NLD[chosen].to(like.device, like.dtype)
+            one = self(x_BLD, label_B, full_length=False)
+            said.append((one.mean_BZ.double(), one.log_variance_BZ.double()))
+        mean_NZ, log_variance_NZ = map(torch.cat, zip(*said, strict=True))
+        class_N = torch.zeros(len(x_NLD), dtype=torch.long) if labels_N is None else labels_N
+        self.prior.fit(mean_NZ, log_variance_NZ, class_N.to(like.device))
+        self.train(was_training)
 
     def upsampled(self, short_BTD: Tensor, n_sites: int) -> Tensor:
         """Return rows of the training length at ``n_sites`` = L, (B, L, D); at T as they are."""
@@ -171,8 +208,18 @@ class VAEGenerator(nn.Module):
                 f"labels must be {n_rows} whole numbers, got {tuple(labels_B.shape)} of "
                 f"{labels_B.dtype}"
             )
-        if int(labels_B.min()) < 0 or int(labels_B.max()) >= self.n_classes:
-            raise ConfigError(f"labels must be from 0 to {self.n_classes - 1}")
+        if labels_B.device.type == "cpu":
+            require_classes(labels_B, self.n_classes)
+
+
+def require_classes(labels_B: Tensor, n_classes: int) -> None:
+    """Refuse labels that are no class; the host waits for the device.
+
+    Raises:
+        ConfigError: a label below 0 or above ``n_classes - 1``.
+    """
+    if len(labels_B) and not 0 <= int(labels_B.min()) <= int(labels_B.max()) < n_classes:
+        raise ConfigError(f"labels must be from 0 to {n_classes - 1}")
 
 
 def pooled(x_BLD: Tensor, n_sites: int) -> Tensor:

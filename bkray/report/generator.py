@@ -13,6 +13,7 @@ from typing import Any
 
 from bkray.report.comparison import LOST
 from bkray.report.generator_rows import LENGTH, GeneratorRow, generator_rows
+from bkray.stability import COLLAPSED_NATS
 from bkray.stats import Comparison, Interval, bootstrap_interval, compare
 
 QUOTED: Mapping[int, tuple[float, float]] = {
@@ -49,12 +50,23 @@ class Line:
         return [row for row in self.rows if row.outcome == "ok" or row.outcome in LOST]
 
     @property
+    def finished(self) -> list[GeneratorRow]:
+        """Trials that took all their steps; numbers of others are of other steps."""
+        return [row for row in self.rows if row.outcome == "ok"]
+
+    @property
     def n_lost(self) -> int:
         return sum(row.outcome in LOST for row in self.rows)
 
+    @property
+    def n_collapsed(self) -> int:
+        """Trials that finished with latents that say nothing, too late to be ended for it."""
+        ends = [row.metrics.get("kl_nats", math.inf) for row in self.finished]
+        return sum(kl_nats <= COLLAPSED_NATS for kl_nats in ends)
+
     def seen(self, name: str) -> Interval | None:
-        """Return the mean over the seeds that ended; ``None`` where one has no number."""
-        values = [row.metrics.get(name, math.nan) for row in self.ended]
+        """Return the mean over the seeds that finished; ``None`` where one has no number."""
+        values = [row.metrics.get(name, math.nan) for row in self.finished]
         return bootstrap_interval(values) if values and all(map(math.isfinite, values)) else None
 
     def mean(self, name: str) -> float | None:
@@ -144,6 +156,7 @@ def plain(lines: Sequence[Line]) -> dict[str, Any]:
                 "training_sequence_length": line.length,
                 "seeds": [row.seed for row in line.rows],
                 "n_lost": line.n_lost,
+                "n_collapsed": line.n_collapsed,
                 "n_params": line.rows[0].n_params,
                 "verdict": line.verdict,
                 "further_seeds": _further(line),

@@ -15,8 +15,12 @@ _NUMBERS = {
     "bound": "pooling_bound",
     "KL (nats)": "kl_nats",
 }
-_FURTHER = {
+_CEILINGS = {
+    "accuracy, pooled": "downstream_accuracy_pooled",
     "accuracy, real": "downstream_accuracy_real",
+    "sample variance": "sample_variance_ratio",
+}
+_FURTHER = {
     "train s": "train_seconds",
     "train MiB": "training_peak_mib",
     "estimate": "training_estimate_mib",
@@ -43,6 +47,7 @@ def columns(lines: Sequence[Line]) -> Columns:
     named |= {title: [line.mean(name) for line in lines] for title, name in _NUMBERS.items()}
     named["accuracy"] = [one and one.mean for one in seen[ACCURACY]]
     named["interval of it"] = list(map(_interval, seen[ACCURACY]))
+    named |= {title: [line.mean(name) for line in lines] for title, name in _CEILINGS.items()}
     named["against longest"] = [line.verdict for line in lines]
     named["p, Holm"] = [line.against_longest and line.against_longest.p_holm for line in lines]
     named["further seeds"] = [
@@ -50,7 +55,7 @@ def columns(lines: Sequence[Line]) -> Columns:
     ]
     named |= {title: [line.mean(name) for line in lines] for title, name in _FURTHER.items()}
     named["parameters"] = [line.rows[0].n_params for line in lines]
-    named["seeds"] = [len(line.ended) for line in lines]
+    named["finished"] = [len(line.finished) for line in lines]
     named["lost"] = [line.n_lost for line in lines]
     if len({line.variant for line in lines}) == 1:
         del named["generator"]
@@ -68,11 +73,16 @@ def sentences(lines: Sequence[Line]) -> list[str]:
     if not lines:
         return []
     said = [
-        "Explained is the share of the held-out rows' variance that comes back at full length, "
+        "Explained is the share of the validation rows' variance that comes back at full length, "
         "pooled what averaging down to the training length and interpolating back would leave "
         "without any generator, bound the most that any decoder could make of the averages. "
-        "Accuracy is of a classifier that has seen generated rows alone, on held-out real rows; "
-        "real is the same classifier after as many real rows.",
+        "Accuracy is of a classifier that has seen generated rows alone, on real test rows; "
+        "pooled is the same classifier after as many real rows, averaged down and interpolated, "
+        "real after real ones as they are: from real to pooled the length loses, from pooled on "
+        "the generator. Sample variance is that of generated rows over that of averaged real "
+        "ones, 1 where they spread alike. Means are over trials that finished. All seeds have "
+        "the same rows and the same split, so intervals hold for these rows, and cover training "
+        "alone.",
         *map(_answer, answers(lines)),
         _quotes(lines),
     ]
@@ -82,6 +92,12 @@ def sentences(lines: Sequence[Line]) -> list[str]:
     if lost:
         at = ", ".join(f"{line.n_lost} of {len(line.rows)} at {line.length}" for line in lost)
         said.append(f"Trials that collapsed, diverged or failed, and lose against any: {at}.")
+    late = [line for line in lines if line.n_collapsed]
+    if late:
+        at = ", ".join(f"{line.n_collapsed} of {len(line.rows)} at {line.length}" for line in late)
+        said.append(
+            f"Trials that finished with a collapsed posterior, and count as they are: {at}."
+        )
     return [words for words in said if words]
 
 

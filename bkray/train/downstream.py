@@ -12,15 +12,17 @@ from torch import Tensor
 
 from bkray.data.of_generator import READ_ROWS, Standardised, in_parts
 from bkray.data.sequences import Whole
-from bkray.nn.vae import VAEGenerator, interpolated
+from bkray.nn.vae import VAEGenerator, interpolated, pooled
 from bkray.ops.time_scales import TimeScales, nearest_mean_accuracy, shrunken_means
 
 
 class Downstream(NamedTuple):
-    """Share of held-out real rows that are put into their class, after training on either kind of
+    """Share of test rows, all real, that are put into their class, after training on each kind of
     ``per_class`` rows each."""
 
     synthetic: float
+    pooled: float
+    """Real rows averaged down to the training length and interpolated: what is left at it."""
     real: float
     per_class: int
     n_tested: int
@@ -29,7 +31,7 @@ class Downstream(NamedTuple):
 def downstream(
     model: VAEGenerator, data: Standardised, per_class: int, output_length: int
 ) -> Downstream:
-    """Return the accuracy of the classifier trained on generated rows, and on real ones.
+    """Return the accuracy of the classifier trained on generated rows, pooled and real ones.
 
     Features are fitted to the real training rows, and are the same for both. Generated rows of
     another length are interpolated to that of the data.
@@ -46,6 +48,7 @@ def downstream(
     made_KF = shrunken_means(known.scales, made)
     return Downstream(
         nearest_mean_accuracy(made_KF, known.test_NF, known.label_N),
+        _accuracy_pooled(data, per_class, model.training_sequence_length),
         nearest_mean_accuracy(known.real_KF, known.test_NF, known.label_N),
         known.per_class,
         len(known.label_N),
@@ -57,6 +60,8 @@ class _Known(NamedTuple):
 
     scales: TimeScales
     per_class: int
+    of_class: list[Whole]
+    """Row numbers that the classifier learns from."""
     real_KF: Tensor
     """Mean features of the real classes."""
     test_NF: Tensor
@@ -67,15 +72,27 @@ class _Known(NamedTuple):
 def _looked_at(data: Standardised, per_class: int) -> _Known:
     source, train, test = data.source, data.index["train"], data.index["test"]
     of_class = [train[source.label_N[train] == k] for k in range(source.n_classes)]
-    per_class = min(per_class, *map(len, of_class))
+    of_class = [index[:per_class] for index in of_class]
     scales = TimeScales.fit(_real(data, train), source.n_frames, source.n_channels)
     return _Known(
         scales,
         per_class,
-        shrunken_means(scales, (_real(data, n[:per_class]) for n in of_class)),
+        of_class,
+        shrunken_means(scales, (_real(data, index) for index in of_class)),
         torch.cat([scales.features(part) for part in _real(data, test)]),
         torch.from_numpy(source.label_N[test]),
     )
+
+
+@lru_cache(maxsize=8)  # lengths of a sweep
+def _accuracy_pooled(data: Standardised, per_class: int, training_length: int) -> float:
+    known, n_frames = _looked_at(data, per_class), data.source.n_frames
+    looks = (
+        (interpolated(pooled(x_BLD, training_length), n_frames) for x_BLD in _real(data, index))
+        for index in known.of_class
+    )
+    mean_KF = shrunken_means(known.scales, looks)
+    return nearest_mean_accuracy(mean_KF, known.test_NF, known.label_N)
 
 
 def _real(data: Standardised, index_B: Whole) -> Iterator[Tensor]:

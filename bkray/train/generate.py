@@ -7,11 +7,12 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bkray.config import TrialConfig
-from bkray.data.of_generator import RowBatches, Split, standardised
+from bkray.data.of_generator import RowBatches, Split, standard_splits, standardised
 from bkray.data.sequences import Sequences
 from bkray.data.vocabulary import Vocabulary
 from bkray.errors import ConfigError, ResumeError
@@ -28,6 +29,7 @@ from bkray.train.generating import (
     needs_whole_rows,
     pooling_limits,
     training_peak,
+    variance_ratio,
 )
 from bkray.train.row_losses import RowTally, evaluated, told
 from bkray.train.run import Batches, Run
@@ -54,35 +56,25 @@ class GeneratorTask:
         self.output_length = knobs.output_sequence_length or source.n_frames
 
     def model(self) -> VAEGenerator:
-        model = generator_of(self.config, self.data.source)
-        path = self.config.generator.pretrained
-        if path is not None:
-            try:
-                state = checkpoint.read(Path(path).expanduser())["model"]
-            except (ResumeError, KeyError) as error:
-                raise ConfigError(
-                    f"generator.pretrained={path} is no checkpoint: {error}"
-                ) from None
-            try:
-                model.load_state_dict(state)
-            except RuntimeError as error:
-                said = str(error).partition("\n")[2].strip() or str(error)
-                raise ConfigError(
-                    f"generator.pretrained={path} is of a generator with other sizes: {said}"
-                ) from None
-        return model
+        return generator_of(self.config, self.data.source)
 
     def batches(self) -> Batches:
         """Return training batches: pooled already where nothing needs the whole rows."""
         n_pooled = None if needs_whole_rows(self.config) else self.config.n_seq
-        rows = self.data.split("train", n_pooled)
-        return RowBatches(rows, self.config.train.batch_size, self.config.seed)
+        self._train = self.data.split("train", n_pooled)
+        return RowBatches(self._train, self.config.train.batch_size, self.config.seed)
 
     def validation(self) -> Part:
         return self.data.split("valid")
 
     def begin(self, run: Run) -> None:
-        """Nothing waits for data."""
+        """Take the weights of ``generator.pretrained``; a trial that goes on needs it no more."""
+        path = self.config.generator.pretrained
+        if path is not None:
+            load_pretrained(run.model, path)
+            if self.config.generator.prior == "standard":
+                assert isinstance(run.model, VAEGenerator)
+                run.model.prior.forget()
 
     def say(self, model: nn.Module, part: Part) -> Tensor:
         x_BLD, label_B = part
@@ -103,18 +95,26 @@ class GeneratorTask:
         assert seen is not None
         return seen
 
+    def settle(self, run: Run) -> None:
+        """Fit what samples are drawn from to what the encoder writes of the training rows."""
+        if self.config.generator.prior == "fitted":
+            assert isinstance(run.model, VAEGenerator)
+            run.model.fit_prior(self._train.x_NLD, told(self.config, self._train.label_N))
+
     def finish(self, run: Run) -> Generator[Event, None, dict[str, float]]:
         knobs, model, source = self.config.generator, run.model, self.data.source
         measured = pooling_limits(self.config, run.validation[0])
         measured |= estimates(self.config, source, self.output_length)
         assert isinstance(model, VAEGenerator)
         model.eval()
+        torch.manual_seed(self.config.seed)
+        measured["generator/sample_variance_ratio"] = variance_ratio(model, self._train)
         if knobs.conditioned:
             assert knobs.synthetic_per_class is not None
-            torch.manual_seed(self.config.seed)
             found = downstream(model, self.data, knobs.synthetic_per_class, self.output_length)
             measured["generator/downstream_accuracy"] = found.synthetic
             measured["generator/downstream_accuracy_real"] = found.real
+            measured["generator/downstream_accuracy_pooled"] = found.pooled
             measured["generator/downstream_rows_per_class"] = float(found.per_class)
             measured["generator/downstream_rows_tested"] = float(found.n_tested)
         n_rows = self.config.train.batch_size // self.config.train.accumulation
@@ -133,6 +133,43 @@ class GeneratorTask:
         }
 
 
+def load_pretrained(model: nn.Module, path: str) -> None:
+    """Load the weights of a checkpoint.
+
+    Raises:
+        ConfigError: there is none at ``path``, or it is of a generator with other sizes.
+    """
+    try:
+        state = checkpoint.read(Path(path).expanduser())["model"]
+    except (ResumeError, KeyError) as error:
+        raise ConfigError(f"generator.pretrained={path} is no checkpoint: {error}") from None
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        said = str(error).partition("\n")[2].strip() or str(error)
+        raise ConfigError(
+            f"generator.pretrained={path} is of a generator with other sizes: {said}"
+        ) from None
+
+
+def check_classes(config: TrialConfig, source: Sequences) -> None:
+    """Refuse more generated rows of a class than there are real ones to compare them with.
+
+    Raises:
+        ConfigError: a class has fewer training rows than ``generator.synthetic_per_class``.
+    """
+    wanted = config.generator.synthetic_per_class
+    if wanted is None:
+        return
+    label_N = source.label_N[standard_splits(source)["train"]]
+    least = int(np.bincount(label_N).min())
+    if wanted > least:
+        raise ConfigError(
+            f"generator.synthetic_per_class={wanted} is above {least}, the training rows of the "
+            f"smallest class, which as many are compared with: set it to {least} or less"
+        )
+
+
 def check_lengths(config: TrialConfig, n_frames: int) -> None:
     """Refuse lengths that the data do not have.
 
@@ -149,4 +186,10 @@ def check_lengths(config: TrialConfig, n_frames: int) -> None:
         raise ConfigError(
             "generator.output_sequence_length must be at least "
             f"generator.training_sequence_length={training}, got {output}"
+        )
+    if config.generator.upsampling == "learned" and training == (output or n_frames):
+        raise ConfigError(
+            f"generator.upsampling=learned does nothing with a training length of {training}, "
+            "which is the length that is generated: use linear, or lower "
+            "generator.training_sequence_length"
         )

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from bkray.config import SPECTRA, TrialConfig
 from bkray.data.made_sequences import SIGNAL_SHARE
-from bkray.data.of_generator import READ_ROWS
+from bkray.data.of_generator import READ_ROWS, Split, held_bytes
 from bkray.data.sequences import Sequences
+from bkray.errors import ConfigError
 from bkray.nn.vae import VAEGenerator, interpolated, pooled
 from bkray.ops.generator_sizes import (
     GeneratorShape,
     generation_memory,
+    gib,
     require_room,
     training_memory,
 )
@@ -39,6 +41,9 @@ ROUNDS = 3
 
 STEPS = 3
 """Taken to see how much memory training holds: the optimizer's own comes with the first."""
+
+MOST_SAMPLED = 1024
+"""Rows that the variance of samples is taken over."""
 
 MIB = 2**20
 
@@ -68,10 +73,18 @@ def check_room(config: TrialConfig, source: Sequences) -> None:
     """Refuse a trial that does not fit into the memory at hand.
 
     Raises:
-        ConfigError: the estimate is above it; the message shows both.
+        ConfigError: the estimate is above it; the message shows both. Rows lie on the host.
     """
+    n_pooled = None if needs_whole_rows(config) else config.n_seq
+    rows, host = held_bytes(source, n_pooled), available_bytes()
+    if rows > host:
+        raise ConfigError(
+            f"the rows alone would take {gib(rows)}, where {gib(host)} are free: give fewer or "
+            "shorter ones, or train on rows that are pooled beforehand, with "
+            "generator.upsampling=linear and generator.augmentation=off"
+        )
     on_gpu = config.train.device != "cpu" and torch.cuda.is_available()
-    free = torch.cuda.mem_get_info()[0] if on_gpu else available_bytes()
+    free = torch.cuda.mem_get_info()[0] if on_gpu else host - rows
     require_room(shape_of(config, source), **_batch(config, source), available_bytes=free)
 
 
@@ -125,6 +138,21 @@ def pooling_limits(config: TrialConfig, x_WLD: Tensor) -> dict[str, float]:
         lost = 1 - recoverable(covariance(data.n_frames, data.spectrum), config.n_seq)
         limits["generator/pooling_bound"] = 1 - (1 - SIGNAL_SHARE) * lost
     return limits
+
+
+def variance_ratio(model: VAEGenerator, train: Split) -> float:
+    """Return the variance of generated rows over that of the training rows, both of T frames.
+
+    It is 1 where samples spread as the rows do, whatever pooling has taken from these.
+    """
+    n_rows = min(len(train.label_N), MOST_SAMPLED)
+    label_B = None if model.n_classes is None else torch.arange(n_rows) % model.n_classes
+    if label_B is not None:
+        label_B = label_B.to(next(model.parameters()).device)
+    n_frames = model.training_sequence_length
+    made_BTD = model.sample(n_rows, n_frames, label_B)
+    real = pooled(train.x_NLD[:MOST_SAMPLED], n_frames)
+    return float(made_BTD.double().var() / real.double().var())
 
 
 def generation(model: VAEGenerator, n_rows: int, output_length: int) -> dict[str, float]:

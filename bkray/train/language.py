@@ -79,6 +79,9 @@ class LanguageTask:
             team=run.team,
         )
 
+    def settle(self, run: Run) -> None:
+        """A language model is complete as it was trained."""
+
     def finish(self, run: Run) -> Generator[Event, None, dict[str, float]]:
         yield from cells(run, self._shards)
         measured = measure_speed(run, self._shards.vocab_size)

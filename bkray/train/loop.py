@@ -52,7 +52,9 @@ def train(run: Run, stop: Stop) -> Generator[Event, None, Ending]:
         improved = False
         is_last = progress.step == rung.last_step
         is_due = is_last or progress.step % plan.eval_every == 0
-        if verdict.state != "diverged" and is_due:
+        if verdict.rule == "collapse" and progress.step >= plan.steps:
+            verdict = Verdict("healthy")  # there is nothing left to save: its numbers will tell
+        if is_due if verdict.state != "diverged" else verdict.rule == "collapse":
             before = progress.best_val_loss_nats
             evaluation = validate(run)
             yield MemoryPeak(step=progress.step, peak_mib=peak_memory_mib(run))
@@ -61,6 +63,8 @@ def train(run: Run, stop: Stop) -> Generator[Event, None, Ending]:
             if not math.isfinite(evaluation.loss_nats):
                 reason = f"validation loss is {evaluation.loss_nats} at step {progress.step}"
                 verdict = Verdict("diverged", reason, progress.step, "validation")
+        if verdict.state != "diverged" and progress.step >= plan.steps:
+            run.task.settle(run)
         if run.config.ladder.rungs and (is_last or verdict.state == "diverged"):
             yield rung_done(run, rung, window.lr, diverged=verdict.state == "diverged")
         if verdict.state == "diverged":

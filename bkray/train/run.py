@@ -85,6 +85,9 @@ class Task(Protocol):
     def score(self, run: "Run") -> Evaluation:
         """Score the validation rows."""
 
+    def settle(self, run: "Run") -> None:
+        """Set up what needs a trained model, before the last checkpoint is written."""
+
     def finish(self, run: "Run") -> Generator[Event, None, dict[str, float]]:
         """Measure a model that is trained; return numbers under their full names."""
 

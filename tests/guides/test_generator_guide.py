@@ -62,6 +62,7 @@ def test_null_is_as_if_left_out_and_names_may_stand_under_their_section() -> Non
     assert plain.overrides["generator.output_sequence_length"] == 32, "the guides' null"
     nulls = {name: None for name in (TRAINING, OUTPUT, "use_conditioned_vae", OLD)}
     assert guided(nulls) == plain
+    assert guided({"feda2v_config": None}) == plain
     assert guided({"feda2v_config": {TRAINING: 16}}) == guided({TRAINING: 16})
     on, off = (guided({"generator_augmentation": value}).overrides for value in (True, False))
     assert (on["generator.augmentation"], off["generator.augmentation"]) == ("all", "off")
@@ -75,7 +76,7 @@ def test_the_deprecated_name_is_migrated_and_warned_about() -> None:
         guided({OLD: 16, TRAINING: 8})
 
 
-@pytest.mark.parametrize("length", [1, 4])
+@pytest.mark.parametrize("length", [2, 4])
 def test_a_length_of_4_is_taken_and_called_a_major_loss(length: int) -> None:
     with pytest.warns(UserWarning, match="major loss of information: 1214 frames"):
         said = guided({TRAINING: length})
@@ -99,9 +100,11 @@ def test_samples_alone_are_drawn_from_what_was_trained_before() -> None:
     [
         ({"generator_training_length": 8}, "unknown name 'generator_training_length': did you"),
         ({TRAINING: 1215}, "=1215 is above the length of the rows, 1214 frames"),
-        ({TRAINING: 0}, "must be a whole number of at least 1, got 0"),
-        ({TRAINING: 8.5}, "must be a whole number of at least 1, got 8.5"),
-        ({TRAINING: True}, "must be a whole number of at least 1, got True"),
+        ({TRAINING: 1}, "must be a whole number of at least 2, got 1"),
+        ({"feda2v_config": {TRAINING: 8}, OUTPUT: 9}, f"{OUTPUT} beside feda2v_config would not"),
+        ({TRAINING: 0}, "must be a whole number of at least 2, got 0"),
+        ({TRAINING: 8.5}, "must be a whole number of at least 2, got 8.5"),
+        ({TRAINING: True}, "must be a whole number of at least 2, got True"),
         ({OUTPUT: 16}, f"{OUTPUT} must be at least {TRAINING}=32, got 16"),
         ({"use_conditioned_vae": "yes"}, "use_conditioned_vae must be true or false, got 'yes'"),
         ({"generator_type": "gan"}, "generator_type must be one of vae, bk_vae, got 'gan'"),
@@ -128,7 +131,7 @@ def test_a_set_up_that_does_not_fit_is_refused_with_the_estimate() -> None:
     assert guided({TRAINING: 1214}, memory_bytes=64 * 2**30).trains
     with pytest.raises(ConfigError, match="are free"):
         guided({}, memory_bytes=2**20)
-    assert guided({}, memory_bytes=None).trains, "what this machine has free is enough for 32"
+    assert guided({TRAINING: 1214}, memory_bytes=None).trains, "the config's own check comes later"
 
 
 def test_files_are_read_safely(tmp_path: Path) -> None:

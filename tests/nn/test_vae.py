@@ -293,3 +293,44 @@ def test_a_generator_learns_what_pooling_leaves() -> None:
         said = model.eval()(augmented(x, None, "off", generator).read_BLD)
         missed = (said.full_BLD - x).square().sum() / x.square().sum()
         assert missed < 0.1, mixer
+
+
+def test_samples_spread_as_what_the_encoder_writes_once_the_prior_is_fitted() -> None:
+    n_rows, latent = 3000, 3
+    model = small(latent_dim=latent, use_conditioned_vae=True, n_classes=CLASSES)
+    draw = torch.Generator().manual_seed(2)
+    label_N = torch.arange(n_rows) % CLASSES
+    x_NTD = torch.randn(n_rows, T, D, generator=draw) + 2 * label_N[:, None, None]
+    said = model.eval()(x_NTD, label_N, full_length=False)
+    model.train().fit_prior(x_NTD, label_N)
+    assert model.training
+    noise_NZ = torch.randn(60_000, latent, generator=draw)
+    for k in range(CLASSES):
+        z_NZ = model.prior(noise_NZ, torch.full((len(noise_NZ),), k))
+        own_NZ = said.mean_BZ[label_N == k]
+        assert torch.allclose(z_NZ.mean(0), own_NZ.mean(0), atol=0.05)
+    apart_NZ = (
+        said.mean_BZ
+        - torch.stack([said.mean_BZ[label_N == k].mean(0) for k in range(CLASSES)])[label_N]
+    )
+    covariance_ZZ = apart_NZ.mT.cov(correction=0) + said.log_variance_BZ.exp().mean(0).diag()
+    assert torch.allclose(z_NZ.mT.cov(), covariance_ZZ, rtol=0.03, atol=0.03)
+
+
+def test_a_state_dict_holds_the_fitted_prior() -> None:
+    model, fresh = small(), small()
+    model.fit_prior(rows())
+    assert int(model.prior.fitted_rows) == B and int(fresh.prior.fitted_rows) == 0
+
+    def drawn(model: VAEGenerator) -> Tensor:
+        return model.sample(3, generator=torch.Generator().manual_seed(7))
+
+    assert not torch.equal(drawn(model), drawn(fresh))
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(drawn(model), drawn(fresh))
+
+
+def test_a_pass_never_waits_for_a_device() -> None:
+    model = small(use_conditioned_vae=True, n_classes=CLASSES).to("meta")
+    said = model(rows().to("meta"), labels().to("meta"))  # any look at a value raises there
+    assert said.full_BLD.shape == (B, L, D)

@@ -33,6 +33,7 @@ def write_generator_trial(
     explained: float = 0.5,
     accuracy: float | None = 0.5,
     outcome: str = "ok",
+    kl_nats: float = 3.0,
     config: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a trial that came to these numbers; ``running`` leaves it open."""
@@ -60,7 +61,7 @@ def write_generator_trial(
         )
     )
     if outcome == "ok":
-        metrics = {"generator/explained_variance": explained, "generator/kl_nats": 3.0}
+        metrics = {"generator/explained_variance": explained, "generator/kl_nats": kl_nats}
         sink(
             EvalDone(
                 step=4, tokens=1, split="val", loss_nats=0.9, metrics={"generator/kl_nats": 0.1}
@@ -71,6 +72,9 @@ def write_generator_trial(
         if accuracy is not None:
             measured["generator/downstream_accuracy"] = accuracy
         sink(Measured(step=9, metrics=measured))
+    if outcome == "diverged":
+        early = {"generator/explained_variance": 0.05, "generator/kl_nats": kl_nats}
+        sink(EvalDone(step=4, tokens=1, split="val", loss_nats=0.9, metrics=early))
     if outcome != "running":
         reason = "" if outcome == "ok" else "posterior collapse: it says nothing"
         summary = {"steps": 9, "explained_variance": explained, "downstream_accuracy": accuracy}

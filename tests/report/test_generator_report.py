@@ -122,3 +122,24 @@ def test_show_json_and_the_page_have_it(
     assert data["shortest"][0]["shortest"] == 16
     page = write_report(sweep).html.read_text(encoding="utf-8")
     assert "<h2>Training length</h2>" in page and 'id="generator"' in page
+
+
+def test_means_are_of_trials_that_took_all_their_steps(tmp_path: Path) -> None:
+    sweep = write_generators(tmp_path / "s")
+    for length in (8, 64):
+        write_generator_trial(sweep, length, 0, explained=0.4)
+    write_generator_trial(sweep, 8, 1, outcome="diverged", kl_nats=0.01)
+    short, _ = generator_lines(sweep)
+    assert (short.mean("kl_nats"), short.mean("explained_variance")) == (3.0, 0.4)
+    assert (columns([short])["finished"], columns([short])["lost"]) == ([1], [1])
+
+
+def test_a_posterior_that_collapsed_at_the_end_is_told(tmp_path: Path) -> None:
+    sweep = write_generators(tmp_path / "s")
+    for length, kl_nats in ((8, 0.04), (64, 0.06)):
+        write_generator_trial(sweep, length, 0, kl_nats=kl_nats)
+    lines = generator_lines(sweep)
+    assert [line.n_collapsed for line in lines] == [1, 0]
+    assert any(
+        "collapsed posterior" in words and "1 of 1 at 8." in words for words in sentences(lines)
+    )

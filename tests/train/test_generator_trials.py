@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from generators import tiny_generator
+from generators import tiny_generator, write_generator
 from ranks import in_team
 
 from bkray.config import TrialConfig
@@ -16,7 +16,6 @@ from bkray.events import EvalDone, Event, Measured, StepsDone, TrialEnded, Trial
 from bkray.nn.vae import VAEGenerator
 from bkray.train import checkpoint
 from bkray.train.findings import FOLDER, read_diagnosis
-from bkray.train.generate import GeneratorTask
 from bkray.train.row_losses import evaluated
 from bkray.train.team import Team
 from bkray.trial import compose, identify, open_checkpoint, prepared, run
@@ -68,6 +67,14 @@ def test_no_decoder_can_be_better_than_the_bound_of_pooling(events: list[Event])
     assert 0 < known["pooled_explained_variance"] < known["pooling_bound"] < 1
 
 
+def test_what_a_trained_one_explains_is_below_the_bound_of_pooling() -> None:
+    knobs = {"hidden_dim": 64, "latent_dim": 16, "kl_weight": 0.01, "lr": 5e-3}
+    events = played(tiny_generator(**{"train.steps": 200, "n_per_class": 60}, **knobs))
+    (measured,), (ended,) = of(Measured, events), of(TrialEnded, events)
+    bound = measured.metrics["generator/pooling_bound"]
+    assert 0.3 * bound < ended.summary["explained_variance"] < bound
+
+
 def test_explained_variance_is_one_less_error_over_variance() -> None:
     config = tiny_generator()
     trial = compose(config, prepared(config), None)
@@ -108,6 +115,36 @@ def test_a_collapsed_posterior_is_an_end_of_its_own(tmp_path: Path) -> None:
     assert of(StepsDone, events)[-1].metrics["train/kl_nats"] < 0.05
 
 
+@pytest.fixture(scope="module")
+def collapsed(tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
+    return played(tiny_generator(kl_weight=50.0, steps=200, lr=0.01, eval_every=200))
+
+
+def test_a_collapsed_trial_is_scored_where_it_ended(collapsed: list[Event]) -> None:
+    (ended,) = of(TrialEnded, collapsed)
+    assert ended.outcome == "diverged"
+    assert [event.step for event in of(EvalDone, collapsed)] == [ended.step]
+    assert ended.summary["kl_nats"] < 0.05
+
+
+def test_a_collapse_at_the_last_step_ends_nothing_early(collapsed: list[Event]) -> None:
+    steps = of(TrialEnded, collapsed)[0].step
+    events = played(tiny_generator(kl_weight=50.0, steps=steps, lr=0.01, eval_every=200))
+    (ended,) = of(TrialEnded, events)
+    assert (ended.outcome, ended.step) == ("ok", steps)
+    assert ended.summary["kl_nats"] < 0.05 and ended.summary["downstream_accuracy"] is not None
+
+
+def test_a_checkpoint_holds_the_prior_that_samples_are_drawn_from(tmp_path: Path) -> None:
+    for prior, n_rows in (("fitted", 22), ("standard", 0)):
+        events = played(tiny_generator(prior=prior), tmp_path / prior)
+        state = checkpoint.read(tmp_path / prior / "checkpoints" / checkpoint.NAME)["model"]
+        assert int(state["prior.fitted_rows"]) == n_rows
+        (measured,) = of(Measured, events)
+        assert measured.metrics["generator/sample_variance_ratio"] > 0
+        assert 0 <= measured.metrics["generator/downstream_accuracy_pooled"] <= 1
+
+
 def test_a_divergence_is_seen_and_explained(tmp_path: Path) -> None:
     config = tiny_generator(lr=3e3, clip_norm=1e9, steps=200, eval_every=200, kl_warmup_steps=0)
     (ended,) = of(TrialEnded, played(config, tmp_path))
@@ -128,16 +165,32 @@ def test_training_begins_with_the_weights_of_a_pretrained_one(tmp_path: Path) ->
     played(tiny_generator(), tmp_path)
     path = tmp_path / "checkpoints" / checkpoint.NAME
     config = tiny_generator(pretrained=str(path), output_sequence_length=32)
-    model = GeneratorTask(config, sequences(config.data)).model()
+    model = compose(config, prepared(config), None).model
     saved = checkpoint.read(path)["model"]
     assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
     assert isinstance(model, VAEGenerator) and model.output_sequence_length == 32
     other = tiny_generator(pretrained=str(path), latent_dim=5)
     with pytest.raises(ConfigError, match=r"pretrained=.* is of a generator with other sizes"):
-        GeneratorTask(other, sequences(other.data)).model()
+        compose(other, prepared(other), None)
     gone = tiny_generator(pretrained=str(tmp_path / "gone.pt"))
     with pytest.raises(ConfigError, match=r"pretrained=.*gone.pt is no checkpoint"):
-        GeneratorTask(gone, sequences(gone.data)).model()
+        compose(gone, prepared(gone), None)
+
+
+def test_a_trial_that_goes_on_needs_its_pretrained_file_no_more(tmp_path: Path) -> None:
+    path = write_generator(tmp_path / "p.pt")
+    config = tiny_generator(pretrained=str(path))
+    asked = iter([("interrupted", "by hand")])
+    list(run(config, tmp_path / "t", stop=lambda: next(asked, None)))
+    path.unlink()
+    assert of(TrialEnded, played(config, tmp_path / "t"))[0].outcome == "ok"
+
+
+def test_a_standard_prior_is_asked_for_of_a_pretrained_one_too(tmp_path: Path) -> None:
+    played(tiny_generator(), tmp_path)
+    path = tmp_path / "checkpoints" / checkpoint.NAME
+    config = tiny_generator(pretrained=str(path), prior="standard")
+    assert int(compose(config, prepared(config), None).model.prior.fitted_rows) == 0
 
 
 @pytest.mark.parametrize(
@@ -145,6 +198,15 @@ def test_training_begins_with_the_weights_of_a_pretrained_one(tmp_path: Path) ->
     [
         ({"training_sequence_length": 65}, r"training_sequence_length must be at most 64"),
         ({"output_sequence_length": 4}, r"output_sequence_length must be at least"),
+        (
+            {"output_sequence_length": 8, "upsampling": "learned"},
+            r"generator.upsampling=learned does nothing with a training length of 8",
+        ),
+        (
+            {"training_sequence_length": 64, "upsampling": "learned"},
+            r"generator.upsampling=learned does nothing with a training length of 64",
+        ),
+        ({"synthetic_per_class": 12}, r"synthetic_per_class=12 is above 11, the training rows"),
     ],
 )
 def test_lengths_that_the_data_do_not_have_are_refused(knobs: dict[str, Any], said: str) -> None:
