@@ -55,6 +55,11 @@ def rows_per_class(config: TrialConfig, folder: Path) -> Any:
     return measured.metrics["generator/downstream_rows_per_class"]
 
 
+def variance_of_samples(config: TrialConfig, folder: Path) -> Any:
+    (measured,) = [event for event in run(config, None) if isinstance(event, Measured)]
+    return measured.metrics["generator/sample_variance_ratio"]
+
+
 def write_generator(path: Path) -> Path:
     """Write the checkpoint of a generator from another seed."""
     config = tiny_generator(seed=9)

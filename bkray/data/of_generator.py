@@ -122,10 +122,9 @@ class Standardised:
         n_frames = n_pooled or self.source.n_frames
         x_NLD = torch.empty(len(index_N), n_frames, self.source.n_channels)
         for rows in map(self.rows, in_parts(index_N)):
-            whole = n_pooled is None
-            x_NLD[done : done + len(rows)] = (
-                rows if whole else adaptive_avg_pool1d(rows.mT, n_pooled).mT
-            )
+            if n_pooled is not None:
+                rows = adaptive_avg_pool1d(rows.mT, n_pooled).mT
+            x_NLD[done : done + len(rows)] = rows
             done += len(rows)
         return Split(x_NLD, torch.from_numpy(self.source.label_N[index_N]))
 

@@ -166,7 +166,8 @@ class VAEGenerator(nn.Module):
         was_training, like = self.training, next(self.parameters())
         self.eval()
         said = []
-        for chosen in torch.arange(len(x_NLD)).split(PART):
+        for first in range(0, len(x_NLD), PART):
+            chosen = slice(first, first + PART)
             label_B = None if labels_N is None else labels_N[chosen].to(like.device)
             x_BLD = x_NLD[chosen].to(like.device, like.dtype)
             one = self(x_BLD, label_B, full_length=False)

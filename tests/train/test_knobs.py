@@ -15,6 +15,7 @@ from generators import (
     TINY,
     frames_generated,
     rows_per_class,
+    variance_of_samples,
     write_embeddings,
     write_generator,
 )
@@ -256,6 +257,7 @@ KNOBS = [
     of_generator("generator.kl_weight", 3.0, last_losses),
     of_generator("generator.kl_warmup_steps", 0, last_losses),
     of_generator("generator.synthetic_per_class", 2, rows_per_class),
+    of_generator("generator.prior", "standard", variance_of_samples),
     of_generator("generator.pretrained", "other.pt", first_losses),
     of_generator("data.embeddings", "other.npy", fingerprint, **NOT_MADE),
     of_generator("data.spectrum", 0, fingerprint),
