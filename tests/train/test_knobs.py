@@ -249,7 +249,10 @@ KNOBS = [
     of_generator("generator.upsampling", "learned", n_params),
     of_generator("generator.network", "bk", n_params),
     of_generator(
-        "generator.conditioned", False, n_params, **{"generator.synthetic_per_class": None}
+        "generator.conditioned",
+        False,
+        n_params,
+        **{"generator.synthetic_per_class": None, "data.n_per_class": 100},
     ),
     of_generator("generator.augmentation", "masking", first_losses),
     of_generator("generator.augmentation", "noise", first_losses),
