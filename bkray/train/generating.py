@@ -22,7 +22,7 @@ from bkray.ops.generator_sizes import (
     require_room,
     training_memory,
 )
-from bkray.ops.memory import available_bytes
+from bkray.ops.memory import available_bytes, freed_memory_given_back
 from bkray.ops.pooling import covariance, recoverable
 from bkray.train.guard import Guard
 from bkray.train.measure import (
@@ -162,7 +162,7 @@ def generation(model: VAEGenerator, n_rows: int, output_length: int) -> dict[str
     if model.n_classes is not None:
         label_B = torch.arange(n_rows, device=device) % model.n_classes
     n_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    with machine_lock():
+    with machine_lock(), freed_memory_given_back():
         forget_peak_memory(device)
         held = peak_memory_mib(device)
         seconds = []
@@ -184,7 +184,7 @@ def training_peak(
 ) -> dict[str, float]:
     """Measure the peak of training, above what the process holds: steps of a fresh model."""
     batch = _batch(config, source)
-    with machine_lock():
+    with machine_lock(), freed_memory_given_back():
         forget_peak_memory(device)
         held = peak_memory_mib(device)
         model = generator_of(config, source).to(device)
