@@ -80,6 +80,11 @@ def check_room(options: SweepOptions, config: TrialConfig) -> None:
             "--local reserves no GPU and no memory: leave --gpus-per-worker and "
             "--memory-per-worker out"
         )
+    if options.accelerator_type and options.pack:
+        raise ConfigError(
+            f"--accelerator-type={options.accelerator_type} with --gpus-per-worker auto: Ray did "
+            "not start trials with a share of a kind of GPU; give a number, or leave it out"
+        )
     if options.accelerator_type and not (options.gpus or options.pack):
         raise ConfigError(
             f"--accelerator-type={options.accelerator_type} would do nothing: no trial reserves "
